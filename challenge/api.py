@@ -1,0 +1,69 @@
+"""The HTTP side: routes, status codes and problem details (RFC 9457)."""
+
+import logging
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from challenge.encoder import EncoderUnavailableError
+from challenge.settings import Settings
+from challenge.tables import CatalogueMissingError, TableError, read_pairs
+from challenge.training import NotTrainedError, Service, TrainingBusyError
+
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+STATUS: dict[type[Exception], HTTPStatus] = {
+    TableError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    CatalogueMissingError: HTTPStatus.CONFLICT,
+    NotTrainedError: HTTPStatus.CONFLICT,
+    TrainingBusyError: HTTPStatus.CONFLICT,
+    EncoderUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    RequestValidationError: HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+Upload = Annotated[UploadFile, File(description="a CSV file")]
+
+app = FastAPI(title="challenge", description="Predicts what a user will rate a movie that nobody has rated yet.")
+service = Service(Settings())
+
+
+def on_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer what was refused or went wrong by a problem document."""
+    status = STATUS.get(type(error), getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR))
+    detail = getattr(error, "detail", str(error))
+    if isinstance(error, RequestValidationError):
+        detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(content, status, media_type="application/problem+json")
+
+
+for kind in (*STATUS, HTTPException, Exception):
+    app.add_exception_handler(kind, on_error)
+
+
+@app.post("/ratings/train")
+def train(file: Upload) -> dict[str, Any]:
+    """Train on a CSV of `userId`, `rating` and `movieId`; answer with a report."""
+    return service.train(read_pairs(file.file, rated=True))
+
+
+@app.post("/ratings/predict")
+def predict(file: Upload) -> Response:
+    """Predict the rating of each row of a CSV of `userId` and `movieId`."""
+    return Response(service.predict(read_pairs(file.file, rated=False)).to_json(), media_type="application/json")
+
+
+@app.get("/health/live")
+async def live() -> dict[str, str]:
+    """Tell that the server is up."""
+    return {"status": "live"}
+
+
+@app.get("/health/ready")
+def ready() -> dict[str, Any]:
+    """Tell what model serves; 503 until there is one."""
+    if service.model is None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "there is no model yet: POST ratings to /ratings/train")
+    return {"status": "ready", "model": service.model.report_}

@@ -1,0 +1,141 @@
+"""What a catalogue says of its movies, as vectors."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import diags_array
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.utils.extmath import randomized_svd
+
+# A column is of a kind if so much of what is there can be read as that kind.
+READABLE = 0.9
+BUCKETS = 2**13
+TOPICS = 128
+# Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
+ITEM = re.compile(r""""([^"\\]+)"(?=\s*[,\]}])|'([^'\\]+)'(?=\s*[,\]}])""")
+WORD = re.compile(r"\w\w+")
+
+
+def tokens(cell: str) -> list[str]:
+    """Split a cell into the items of a list, or else into words."""
+    cell = cell.lower()
+    if cell.startswith(("[", "{")):
+        return [double or single for double, single in ITEM.findall(cell)]
+    return cell.split("|") if "|" in cell else WORD.findall(cell)
+
+
+def as_number(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
+    """Read numbers, their long tails drawn in; NaN where there is none."""
+    return np.arcsinh(pd.to_numeric(column, errors="coerce").astype(float).to_numpy()[:, None])
+
+
+def as_date(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
+    """Read dates as years and their fractions; NaN where there is none."""
+    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True).dt
+    return (dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None]
+
+
+def as_words(column: "pd.Series[str]") -> Any:
+    """Count words or list items in hashed buckets, as a sparse matrix."""
+    return HashingVectorizer(analyzer=tokens, n_features=BUCKETS).transform(column.fillna("").astype(str))
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "number": as_number,
+    "date": as_date,
+    "words": as_words,
+    "vector": np.asarray,
+}
+
+
+class MovieFeatures:
+    """Movie vectors from whatever columns a catalogue has.
+
+    A number or a date is one dimension. Any other column becomes tf-idf weights of its words or list items, reduced to
+    its main topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
+    embeddings are reduced likewise. Each source is centred and its vectors' mean square norm made 1.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the decompositions.
+
+    Attributes
+    ----------
+    arrays_ : dict of str to ndarray
+        By kind and name of a source, its centre above its projection.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.arrays_: dict[str, NDArray[Any]] = {}
+
+    def fit(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "MovieFeatures":
+        """Learn each source's kind and projection.
+
+        Parameters
+        ----------
+        catalogue : DataFrame of shape (movies, columns)
+            Cells as text.
+        embeddings : ndarray of shape (movies, dimensions)
+            Of the overviews; NaN where there is none.
+
+        Returns
+        -------
+        MovieFeatures
+            Itself.
+        """
+        self.arrays_ = {}
+        for name, column in catalogue.items():
+            cells = column.dropna()
+            read = (kind for kind in ("number", "date") if np.isfinite(READERS[kind](cells)).mean() >= READABLE)
+            kind = next(read, "words") if len(cells) else "words"
+            self._fit_source(f"{kind}/{name}", READERS[kind](column))
+        self._fit_source("vector/overview embedding", embeddings)
+        return self
+
+    def _fit_source(self, key: str, wide: Any) -> None:
+        known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
+        if not known.shape[0]:
+            return
+        projection = np.ones((wide.shape[1], 1), np.float32)
+        if len(projection) > 1:
+            weights = diags_array(TfidfTransformer().fit(known).idf_ if key.startswith("words/") else projection[:, 0])
+            topics = randomized_svd(known @ weights, min(TOPICS, *known.shape), n_iter=3, random_state=self.seed)[2]
+            projection = weights @ topics.T
+        block = known @ projection
+        spread = np.sqrt(block.var(axis=0).sum())
+        if spread > 0:
+            self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread).astype(np.float32)
+
+    def transform(
+        self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+        """Describe movies, also such as came after the fit.
+
+        Parameters
+        ----------
+        catalogue : DataFrame of shape (movies, columns)
+            Cells as text; a column that was there in the fit and is not now counts as empty.
+        embeddings : ndarray of shape (movies, dimensions)
+            Of the overviews; NaN where there is none.
+
+        Returns
+        -------
+        vectors : ndarray of shape (movies, dimensions)
+            Gaps as 0, the centre.
+        sources : ndarray of shape (dimensions,)
+            The kind and name of each dimension's source.
+        """
+        blocks, sources = [np.empty((len(catalogue), 0))], []
+        for key, array in self.arrays_.items():
+            kind, _, name = key.partition("/")
+            gap = pd.Series(np.nan, catalogue.index, dtype=object)
+            wide = READERS[kind](embeddings if kind == "vector" else catalogue.get(name, gap))
+            blocks.append(np.nan_to_num(wide @ array[1:] - array[0]))
+            sources += [key] * len(array[0])
+        return np.hstack(blocks).astype(np.float32), np.array(sources, np.str_)

@@ -1,0 +1,135 @@
+"""CSV files in, checked tables out."""
+
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+
+NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating"}
+RATINGS = (1.0, 5.0)
+
+
+class TableError(ValueError):
+    """A table that cannot be used; the message names the line and the column."""
+
+
+class CatalogueMissingError(FileNotFoundError):
+    """There is no catalogue where the settings say it is."""
+
+
+def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...], **options: Any) -> pd.DataFrame:
+    """Read a CSV and check that columns are there once each, under their usual spelling.
+
+    Parameters
+    ----------
+    source : file or path
+        UTF-8 text, with or without a byte order mark.
+    columns : tuple of str
+        Columns that must be there.
+    **options
+        Passed to `pandas.read_csv`.
+
+    Returns
+    -------
+    DataFrame
+        One row a line; the index is the line's distance from the first line of data.
+
+    Raises
+    ------
+    TableError
+        If the file is no CSV, is empty, or lacks a column.
+    """
+    try:
+        table: pd.DataFrame = pd.read_csv(
+            source,
+            keep_default_na=False,
+            na_values=[""],
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            index_col=False,
+            **options,
+        )
+    except ValueError as error:
+        raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
+    table.columns = [NAMES.get(str(name).strip().lower(), str(name).strip()) for name in table.columns]
+    for column in columns:
+        if (found := list(table.columns).count(column)) != 1:
+            raise TableError(f"line 1: column '{column}' is there {found} times, not once")
+    table = table.dropna(how="all")
+    if table.empty:
+        raise TableError("the file has no rows")
+    for column in columns:
+        reject(table[column].isna(), column, "is empty")
+    return table
+
+
+def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
+    """Raise a `TableError` that names the first wrong line, if there is one."""
+    if wrong.any():
+        # The index counts from the first line of data; a reader counts lines from 1, the header's.
+        raise TableError(
+            f"line {wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 2}, column '{column}': the cell {what}"
+        )
+
+
+def read_pairs(source: IO[bytes], *, rated: bool) -> pd.DataFrame:
+    """Read users and movies, and the ratings where the table has them.
+
+    Parameters
+    ----------
+    source : file
+        CSV with the columns ``userId`` and ``movieId`` (or ``movieID``), in any order; others are ignored.
+    rated : bool
+        Whether there is a column ``rating`` from 1 to 5.
+
+    Returns
+    -------
+    DataFrame
+        ``userId`` and ``movieId`` as categories of text, ``rating`` as float; rows in the file's order. Of rated
+        pairs that come twice the last one stays.
+
+    Raises
+    ------
+    TableError
+        If the table cannot be used; the message names the line and the column.
+    """
+    columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
+    wanted = {name.lower() for name in columns}
+    table = read_csv(source, columns, dtype=str, usecols=lambda name: name.strip().lower() in wanted).astype("category")
+    if rated:
+        # As categories: a few distinct texts are parsed instead of one a row.
+        values = pd.to_numeric(table["rating"].cat.categories.to_series(), errors="coerce").to_numpy(np.float64)
+        ratings = pd.Series(values[table["rating"].cat.codes], table.index)
+        reject(ratings.isna(), "rating", "is not a number")
+        reject(~ratings.between(*RATINGS), "rating", "is not between 1 and 5")
+        table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
+    return table.reset_index(drop=True)
+
+
+def read_catalogue(path: Path) -> pd.DataFrame:
+    """Read the movies, every column as text.
+
+    Parameters
+    ----------
+    path : Path
+        CSV with the column ``movieId`` (or ``movieID``) and any others.
+
+    Returns
+    -------
+    DataFrame
+        One row a movie, indexed by ``movieId``; the column ``overview`` is always there.
+
+    Raises
+    ------
+    CatalogueMissingError
+        If there is no such file.
+    TableError
+        If it cannot be used.
+    """
+    try:
+        catalogue = read_csv(path, ("movieId",), dtype=str)
+    except FileNotFoundError as error:
+        raise CatalogueMissingError(f"there is no catalogue at {path} (CHALLENGE_CATALOGUE)") from error
+    catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
+    return catalogue.assign(overview=catalogue.get("overview", pd.Series(dtype=str))).astype({"overview": object})

@@ -1,0 +1,1 @@
+"""Tests of the service, its scripts and the data they use."""

@@ -1,0 +1,65 @@
+"""Movie vectors from columns of every kind."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from challenge.features import MovieFeatures, tokens
+
+CATALOGUE = pd.DataFrame(
+    {
+        "budget": ["10", None, "1000", "1e6"],
+        "premiere": ["1999-01-01", "2001-07-01", None, "1408-01-01"],
+        "labels": ['[{"id": 1, "name": "Night"}]', '["Night", "Day"]', "['Day']", "[]"],
+        "kind": ["film", "film", "series", None],
+        "constant": ["same", "same", "same", "same"],
+        "nothing": [None, None, None, None],
+    },
+    index=pd.Index(["a", "b", "c", "d"], name="movieId"),
+)
+EMBEDDINGS = np.array([[1, 0], [0, 1], [1, 1], [np.nan, np.nan]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ('[{"id": 1, "name": "Science Fiction"}, {"id": 2, "name": "Night"}]', ["science fiction", "night"]),
+        ("['Ocean', 'Sea']", ["ocean", "sea"]),
+        ('["It\'s"]', ["it's"]),
+        ("Drama|War", ["drama", "war"]),
+        ("Étoile du Nord!", ["étoile", "du", "nord"]),
+        ("[]", []),
+        ("", []),
+    ],
+)
+def test_tokens(cell: str, found: list[str]) -> None:
+    """Lists give their items, text its words."""
+    assert tokens(cell) == found
+
+
+def test_kinds() -> None:
+    """Each column is read as what it is; one that tells nothing apart is left out."""
+    vectors, sources = MovieFeatures().fit(CATALOGUE, EMBEDDINGS).transform(CATALOGUE, EMBEDDINGS)
+    kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding"}
+    assert set(sources) == kinds
+    assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
+
+
+def test_centred_and_scaled() -> None:
+    """A source's vectors are centred, their mean square norm is 1, and gaps lie at the centre."""
+    vectors, sources = MovieFeatures().fit(CATALOGUE, EMBEDDINGS).transform(CATALOGUE, EMBEDDINGS)
+    for source, known in (("number/budget", [0, 2, 3]), ("vector/overview embedding", [0, 1, 2])):
+        block = vectors[:, sources == source]
+        np.testing.assert_allclose(block[known].mean(axis=0), 0, atol=1e-6)
+        assert (block[known] ** 2).sum(axis=1).mean() == pytest.approx(1, rel=1e-5)
+        assert not block[[place for place in range(4) if place not in known]].any()
+
+
+def test_later_movies() -> None:
+    """Movies that come later are described as the same movies were in the fit; missing columns count as empty."""
+    features = MovieFeatures().fit(CATALOGUE, EMBEDDINGS)
+    whole, sources = features.transform(CATALOGUE, EMBEDDINGS)
+    part, _ = features.transform(CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
+    np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
+    without, _ = features.transform(CATALOGUE.drop(columns="budget"), EMBEDDINGS)
+    assert not without[:, sources == "number/budget"].any()

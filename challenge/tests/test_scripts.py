@@ -1,0 +1,507 @@
+"""Tests of init.sh and run.sh, each in a folder of its own with a stub service, stub tools or a stub Python."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+TOOLS = Path(sys.executable).parent
+BASH = shutil.which("bash") or "bash"
+COMMANDS = "awk bash cat cksum cp cut df dirname grep ls ln mkdir mv readlink rm sed sh sleep tail".split()
+SERVICE = '''"""A service that answers without a model."""
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+MOOD = os.environ.get("MOOD", "")
+if MOOD == "dies":
+    raise SystemExit("no luck today")
+
+
+async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Any]) -> None:
+    """Answer a request."""
+    if scope["type"] != "http":
+        raise NotImplementedError
+    while (await receive()).get("more_body"):
+        pass
+    trains, status = scope["path"] == "/ratings/train", 200
+    answer: dict[str, Any] = {"rows": 2} if trains else {"0": 3.0, "1": float("nan") if MOOD == "diverges" else 2.0}
+    if trains and MOOD == "hangs":
+        await receive()
+    if trains and MOOD == "fails":
+        answer, status = {"detail": "line 2, column rating"}, 422
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+'''
+TABLES = {
+    "df_train.csv": "userId,movieId,rating\n1,1,3\n1,2,4\n",
+    "df_test.csv": "userId,movieId\n1,1\n1,2\n",
+    "df_movies.csv": "movieId\n1\n2\n",
+    "df_test_ratings.csv": "\ufeffrating\r\n4\r\n1\r\n",
+}
+FINDINGS = {
+    "flake8": ("challenge/a.py:1:1: F401 'os' imported but unused\nchallenge/a.py:2:80: E501 line too long", 1),
+    "isort": ("--- a.py:before\n+++ a.py:after\n@@ -1 +1 @@\n-import os\n import abc\n+import os", 0),
+    "pydocstyle": ("challenge/a.py:1 at module level:\n        D100: Missing docstring in public module", 1),
+    "mypy": ("challenge/a.py:6: error: Oh  [misc]\nchallenge/a.py:6: note: see\nFound 1 error in 1 file", 1),
+}
+PYTHON = """#!/bin/sh
+# Stands in for the Python outside and, copied, for the one inside .env.
+case "$*" in
+*def\\ flaw*) echo "${PYTHON_IS:-3.12.1||$0}" ;;
+*version_info*) echo 3.12 ;;
+*-m\\ venv*) mkdir -p .env/bin && cp "$0" .env/bin/python ;;
+*-m\\ pip*)
+    echo "$*" >>pip.calls
+    if [ "${PIP_IS:-}" = slow ]; then exec sleep 60; fi
+    echo "${PIP_IS:-}"
+    test -z "${PIP_IS:-}"
+    ;;
+esac
+"""
+
+
+def write_program(path: Path, text: str) -> None:
+    """Write an executable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
+def wait_until(condition: Any) -> None:
+    """Wait for what another process is to do, within reason."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_open(port: int) -> bool:
+    """Tell whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Harness:
+    """A copy of run.sh beside a stub service, with the real Python and uvicorn and stubs of the other tools."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        for name, text in {"challenge/__init__.py": SERVICE, "setup.cfg": (PROJECT / "setup.cfg").read_text()}.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text, encoding="utf-8")
+        (root / "challenge" / "demo").mkdir()
+        for name, text in TABLES.items():
+            (root / "challenge" / "demo" / name).write_text(text, encoding="utf-8", newline="")
+        shutil.copy(PROJECT / "run.sh", root)
+        self.use_real("python", "uvicorn")
+        for tool in FINDINGS:
+            self.stub(tool, "", 0)
+        counts = json.dumps({"summary": {"totalCodeCount": 400}})
+        write_program(root / ".env/bin/pygount", f"#!/bin/sh\nfor last; do :; done\necho '{counts}' >\"$last\"\n")
+        (root / "gitconfig").write_text("[user]\nname = Ada\nemail = ada@example.com\n", encoding="utf-8")
+
+    def use_real(self, *tools: str) -> None:
+        """Take tools of the environment that runs the tests."""
+        for tool in tools:
+            write_program(self.root / ".env/bin" / tool, f'#!/bin/sh\nexec "{TOOLS / tool}" "$@"\n')
+
+    def stub(self, tool: str, output: str, status: int) -> None:
+        """Replace a tool by one that says always the same."""
+        write_program(self.root / ".env/bin" / tool, f'#!/bin/sh\ncat <<"END"\n{output}\nEND\nexit {status}\n')
+
+    def start(self, **settings: str) -> subprocess.Popen[str]:
+        """Start run.sh with nothing of the caller's settings."""
+        env = {name: value for name, value in os.environ.items() if name not in ("DATA", "ENDPOINT")}
+        env |= {"GIT_CONFIG_GLOBAL": str(self.root / "gitconfig"), "CHALLENGE_ENCODER": "some/encoder"}
+        env |= {"PORT": str(self.port), "no_proxy": "127.0.0.1"} | settings
+        return subprocess.Popen(
+            [str(self.root / "run.sh")],
+            cwd=self.root.parent,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def run(self, **settings: str) -> tuple[int, str]:
+        """Give the exit status and the output of a whole run, after which no server may be left."""
+        process = self.start(**settings)
+        output, _ = process.communicate(timeout=60)
+        assert not is_open(self.port)
+        return process.returncode, output
+
+    def result(self) -> dict[str, Any]:
+        """Read result.json."""
+        result: dict[str, Any] = json.loads((self.root / "result.json").read_text(encoding="utf-8"))
+        return result
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    """Set up run.sh below a path with a space."""
+    return Harness(tmp_path / "a root")
+
+
+class Web(ThreadingHTTPServer):
+    """A web server that holds data and speaks the public challenge's protocol."""
+
+    def __init__(self, tables: dict[str, str]) -> None:
+        super().__init__(("127.0.0.1", 0), Page)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.pages = {f"/data/{name}": text for name, text in tables.items()}
+        self.pages["/api/train_url"] = json.dumps(f"{self.url}/data/df_train.csv")
+        self.pages["/api/test_url"] = f"{self.url}/data/df_test.csv\n"
+        self.pages["/api/movies_url"] = f"{self.url}/data/df_movies.csv"
+        self.posted: list[tuple[str, Any]] = []
+
+
+class Page(BaseHTTPRequestHandler):
+    """One request to it."""
+
+    server: Web
+
+    def answer(self, text: str | None) -> None:
+        """Send a page or, without one, a 404."""
+        body = (text or "").encode()
+        self.send_response(404 if text is None else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """Give a page."""
+        self.answer(self.server.pages.get(self.path))
+
+    def do_POST(self) -> None:
+        """Take a result."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.posted.append((self.path, json.loads(body)))
+        self.answer(self.server.pages.get("/api/answer", '{"text": "Well done, Ada"}'))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent."""
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """Serve the tables, the truth left out."""
+    with Web({name: text for name, text in TABLES.items() if name != "df_test_ratings.csv"}) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_whole_run_and_every_formula(harness: Harness) -> None:
+    """Check all ten steps, the scores of known findings and what is written where."""
+    for tool, (output, status) in FINDINGS.items():
+        harness.stub(tool, output, status)
+    (harness.root / "df_movies.csv").write_text("mine", encoding="utf-8")
+    (harness.root / ".mypy_cache").mkdir()
+    (harness.root / ".mypy_cache" / "passed_over.py").touch()
+    status, output = harness.run()
+    assert status == 0, output
+    assert [line[:7] for line in output.splitlines() if line[0] == "["] == [f"[{step:2}/10]" for step in range(1, 11)]
+    result = harness.result()
+    errors = {"files": 0, "flake8": 2, "isort": 2, "pydocstyle": 1, "mypy": 1, "lines": 400}
+    scores = [1.0, *(math.exp(-8 * count / 400) for count in (2, 2, 1, 1)), math.exp(-400 / 800 + 0.125)]
+    assert list(result["code_quality"].items()) == [
+        (part, [pytest.approx(score), count]) for (part, count), score in zip(errors.items(), scores, strict=True)
+    ]
+    assert result["code_quality_score"] == pytest.approx(math.prod(scores) ** (1 / 6))
+    assert result["mse"] == 1.0
+    assert result["predictive_score"] == pytest.approx(1 - 0.5 / 1.5)
+    assert result["total"] == pytest.approx(math.sqrt(math.prod(scores) ** (1 / 6) * (1 - 0.5 / 1.5)))
+    assert (result["username"], result["email"], result["encoder"]) == ("Ada", "ada@example.com", "some/encoder")
+    assert result["predictions"] == json.loads((harness.root / "submission.json").read_text()) == {"0": 3.0, "1": 2.0}
+    assert f"{100 * result['total']:.2f} %" in output
+    assert (harness.root / "df_movies.csv").read_text() == "mine"
+
+
+def test_real_tools_agree_with_their_patterns(harness: Harness) -> None:
+    """Run the real tools over code with one finding or two for each."""
+    harness.use_real(*FINDINGS, "pygount")
+    code = '"""A module."""\nimport os\nimport abc\n\n\ndef f(x):\n    return abc, x\n'
+    (harness.root / "challenge" / "__init__.py").write_text(SERVICE + "\n\nVALUE = 3\n", encoding="utf-8")
+    (harness.root / "challenge" / "code.py").write_text(code, encoding="utf-8")
+    (harness.root / "challenge" / "tests").mkdir()
+    (harness.root / "challenge" / "tests" / "__init__.py").write_text('"""No lines of these count."""\n\nX = 1\n')
+    (harness.root / "stray.py").touch()
+    status, output = harness.run()
+    assert status == 0, output
+    counts = {part: count for part, (_, count) in harness.result()["code_quality"].items()}
+    sloc = counts.pop("lines")
+    assert counts == {"files": 1, "flake8": 1, "isort": 2, "pydocstyle": 1, "mypy": 1}
+    assert 20 < sloc < 35
+    assert harness.result()["code_quality_score"] == harness.result()["total"] == 0
+
+
+@pytest.mark.parametrize(("tool", "crash"), [("flake8", 1), ("isort", 1), ("mypy", 2), ("pygount", 1)])
+def test_crash_of_a_tool_is_no_clean_result(harness: Harness, tool: str, crash: int) -> None:
+    """Fail the step when a tool ends badly without a finding, or with more than findings."""
+    harness.stub(tool, "challenge/a.py:1: error: Invalid syntax  [syntax]", crash)
+    status, output = harness.run()
+    assert status == 1
+    assert "[ 7/10]" in output and tool in output.splitlines()[-1]
+    assert not (harness.root / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mood", "step", "reason"),
+    [
+        ("dies", 3, "the server ended"),
+        ("fails", 4, "/ratings/train answered 422"),
+        ("diverges", 8, "the predictions cannot be scored"),
+    ],
+)
+def test_failing_service(harness: Harness, mood: str, step: int, reason: str) -> None:
+    """End with the step, the reason and what the service said."""
+    (harness.root / "result.json").write_text("of an earlier run", encoding="utf-8")
+    status, output = harness.run(MOOD=mood)
+    assert status == 1
+    last = output.splitlines()[-1]
+    assert last.startswith(f"run.sh: failed at [{step:2}/10]") and reason in last
+    details = {"dies": "no luck today", "fails": "line 2, column rating", "diverges": "row 1 is no number"}
+    assert details[mood] in output
+    assert not (harness.root / "result.json").exists()
+
+
+def test_busy_port(harness: Harness) -> None:
+    """Leave a program alone that listens on the port already."""
+    with socket.socket() as other:
+        other.bind(("", harness.port))
+        other.listen()
+        process = harness.start()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"port {harness.port} is busy" in output
+    assert not (harness.root / ".run").exists()
+
+
+def test_missing_data(harness: Harness) -> None:
+    """Name the file, the folder or the environment that is not there."""
+    (harness.root / "challenge" / "demo" / "df_movies.csv").unlink()
+    status, output = harness.run()
+    assert status == 1 and "holds no df_movies.csv" in output
+    status, output = harness.run(DATA="nowhere")
+    assert status == 1 and "no folder nowhere" in output
+    status, output = harness.run(DATA="a root/.run")
+    assert status == 1 and "DATA lies in .run" in output
+    shutil.rmtree(harness.root / ".env")
+    status, output = harness.run()
+    assert status == 1 and "run ./init.sh first" in output
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_signals_stop_the_server(harness: Harness, name: str) -> None:
+    """Stop the server with the script, even with one that had no chance to do it."""
+    number = signal.Signals[name]
+    # A program that ignores a signal hands that on, and bash cannot undo it.
+    handler = None if name == "SIGKILL" else signal.signal(number, signal.default_int_handler)
+    try:
+        process = harness.start(MOOD="hangs")
+    finally:
+        if handler is not None:
+            signal.signal(number, handler)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[ 4/10]"):
+            break
+    assert is_open(harness.port)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert (name == "SIGKILL") != ("stopped at [ 4/10]" in output)
+    assert process.returncode == (-number if name == "SIGKILL" else 128 + number)
+    wait_until(lambda: not is_open(harness.port))
+
+
+def test_encoder_when_the_hub_is_out_of_reach(harness: Harness) -> None:
+    """Fall back on the encoder that the project carries and say so."""
+    settings = {"HF_HOME": str(harness.root / "hub"), "HF_ENDPOINT": f"http://127.0.0.1:{harness.port}"}
+    status, output = harness.run(CHALLENGE_ENCODER="", **settings)
+    assert status == 0, output
+    assert harness.result()["encoder"] == "challenge/assets/mini-distilbert (the hub is out of reach)"
+
+
+def test_data_from_the_web(harness: Harness, web: Web) -> None:
+    """Take the files below a URL; without the truth there is no total."""
+    (harness.root / "gitconfig").write_text("", encoding="utf-8")
+    status, output = harness.run(DATA=f"{web.url}/data/")
+    assert status == 0, output
+    result = harness.result()
+    assert (result["mse"], result["predictive_score"], result["total"]) == (None, None, None)
+    assert "Total" not in output and "unknown" in output
+    assert result["username"] == ""
+    del web.pages["/data/df_test.csv"]
+    status, output = harness.run(DATA=f"{web.url}/data")
+    assert status == 1 and "df_test.csv answered 404" in output
+
+
+def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
+    """Ask for the URLs, post the result and print what the answer says."""
+    status, output = harness.run(ENDPOINT=f"{web.url}/api/")
+    assert status == 0, output
+    assert output.splitlines()[-1] == "Well done, Ada"
+    [(path, result)] = web.posted
+    assert path == "/api/eval/"
+    assert result.pop("code_quality") == harness.result()["code_quality"]
+    assert result == {"username": "Ada", "email": "ada@example.com", "predictions": {"0": 3.0, "1": 2.0}}
+    web.pages["/api/answer"] = "[]"
+    status, output = harness.run(ENDPOINT=f"{web.url}/api/")
+    assert status == 1 and "answered no text" in output
+
+
+class Builder:
+    """A copy of init.sh on a PATH with no Python but those put there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.programs = root / "programs"
+        self.programs.mkdir(parents=True)
+        for command in COMMANDS:
+            (self.programs / command).symlink_to(shutil.which(command) or command)
+        shutil.copy(PROJECT / "init.sh", root)
+        self.list_packages("one==1.0  # why", '"two==2.0"')
+
+    def list_packages(self, *packages: str) -> None:
+        """Write environment.yml."""
+        lines = ["name: x", "dependencies:", "  - python>=3.11", "  - pip:", *(f"    - {name}" for name in packages)]
+        (self.root / "environment.yml").write_text("\n".join([*lines, "variables:", "  - no: package"]) + "\n")
+
+    def start(self, **settings: str) -> subprocess.Popen[str]:
+        """Start init.sh from another folder."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+        return subprocess.Popen(
+            [BASH, str(self.root / "init.sh")],
+            cwd="/",
+            env=env | {"PATH": str(self.programs)} | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, **settings: str) -> tuple[int, str, str]:
+        """Give the exit status, the output and the errors of a whole run."""
+        process = self.start(**settings)
+        output, errors = process.communicate(timeout=120)
+        assert not os.path.lexists(self.root / ".env.lock")
+        return process.returncode, output, errors
+
+    def calls(self) -> int:
+        """Count the calls of pip."""
+        calls = self.root / "pip.calls"
+        return len(calls.read_text().splitlines()) if calls.exists() else 0
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    """Set up init.sh below a path with a space, beside a stub Python and a shim that only fails."""
+    builder = Builder(tmp_path / "a root")
+    write_program(builder.programs / "python3.14", "#!/bin/sh\necho 'python3.14: command not found' >&2\nexit 127\n")
+    write_program(builder.programs / "python3", PYTHON)
+    return builder
+
+
+def test_init_builds_a_real_environment(tmp_path: Path) -> None:
+    """Install a package with the real Python and pip, then do nothing."""
+    builder = Builder(tmp_path / "a root")
+    builder.list_packages("tiny==1.0")
+    (builder.programs / "python3.11").symlink_to(sys.executable)
+    with zipfile.ZipFile(tmp_path / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    status, output, errors = builder.run(**settings)
+    assert (status, errors) == (0, ""), output
+    python = builder.root / ".env" / "bin" / "python"
+    subprocess.run([python, "-I", "-c", "import tiny"], check=True)
+    assert builder.run() == (0, "init.sh: .env is up to date\n", "")
+
+
+def test_init_builds_once_for_each_list(builder: Builder) -> None:
+    """Do nothing for the same list, and build again for another."""
+    status, output, errors = builder.run()
+    assert (status, errors) == (0, ""), output
+    assert "Python 3.12.1" in output
+    assert (builder.root / ".env" / "requirements.txt").read_text() == "one==1.0\ntwo==2.0\n"
+    calls = builder.calls()
+    assert builder.run() == (0, "init.sh: .env is up to date\n", "")
+    assert builder.calls() == calls
+    builder.list_packages("one==1.1")
+    assert builder.run()[0] == 0
+    assert builder.calls() == 2 * calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"PYTHON_IS": "3.8.1|too old|/old"}, "no suitable Python"),
+        ({"PIP_IS": "WARNING: Retrying (Retry(total=1)) after connection broken"}, "no network"),
+        ({"PIP_IS": "ERROR: [Errno 28] No space left on device"}, "the disk is full"),
+        ({"PIP_IS": "ERROR: No matching distribution found for one==1.0"}, "python3 lacks a package"),
+        ({"PIP_IS": "ERROR: the moon is full"}, "the moon is full"),
+    ],
+)
+def test_init_fails_with_one_line(builder: Builder, settings: dict[str, str], reason: str) -> None:
+    """Say what is wrong in one line, and build again next time."""
+    status, _, errors = builder.run(**settings)
+    assert status == 1
+    assert errors.count("\n") == 1 and reason in errors
+    assert builder.run()[0] == 0
+
+
+def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
+    """Refuse before anything is made."""
+    (builder.root / ".env").write_text("SECRET=1", encoding="utf-8")
+    assert "no virtual environment" in builder.run()[2]
+    assert (builder.root / ".env").read_text() == "SECRET=1"
+    (builder.root / ".env").unlink()
+    (builder.programs / "df").unlink()
+    write_program(
+        builder.programs / "df", "#!/bin/sh\nprintf 'Filesystem\\n/dev/sda 9000000 8990000  10000  99%% /\\n'\n"
+    )
+    assert "not enough disk: 10 MB are free" in builder.run()[2]
+    write_program(builder.programs / "df", "#!/bin/sh\n")
+    (builder.programs / "python3").unlink()
+    assert "none was found" in builder.run()[2]
+    assert not (builder.root / ".env").exists()
+
+
+def test_init_is_interrupted(builder: Builder) -> None:
+    """Repair what a stopped run left, and let one run at a time do it."""
+    process = builder.start(PIP_IS="slow")
+    wait_until(builder.calls)
+    other = builder.start()
+    assert "another init.sh" in other.communicate(timeout=60)[1]
+    process.terminate()
+    process.communicate(timeout=60)
+    assert (process.returncode, other.returncode) == (128 + signal.SIGTERM, 1)
+    assert not (builder.root / ".env" / "init.stamp").exists()
+    (builder.root / ".env.lock").symlink_to(str(process.pid))
+    assert builder.run()[0] == 0

@@ -1,0 +1,110 @@
+"""Tests of what is read from CSV files, and of what is refused."""
+
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from challenge.tables import TableError, read_catalogue, read_pairs
+
+# What is wrong, whether in training, the file, what the message says.
+BAD: list[tuple[str, bool, bytes, list[str]]] = [
+    ("no rating", True, b"userId,movieId\n1,2\n", ["line 1", "'rating'"]),
+    ("no movie", True, b"userId,rating\n1,2\n", ["line 1", "'movieId'"]),
+    ("no user", False, b"movieId,rating\n1,2\n", ["line 1", "'userId'"]),
+    ("no header", False, b"1,2\n3,4\n", ["line 1", "'userId'"]),
+    ("semicolons", False, b"userId;movieId\n1;2\n", ["line 1", "'userId'"]),
+    ("two spellings", False, b"userId,movieId,movieID\n1,2,3\n", ["line 1", "'movieId'"]),
+    ("a word", True, b"userId,movieId,rating\n1,2,3\n1,3,good\n", ["line 3", "'rating'", "not a number"]),
+    ("not a number", True, b"userId,movieId,rating\n1,2,nan\n", ["line 2", "'rating'", "not a number"]),
+    ("a truth", True, b"userId,movieId,rating\n1,2,True\n", ["line 2", "'rating'", "not a number"]),
+    ("blanks", True, b'userId,movieId,rating\n1,2,"  "\n', ["line 2", "'rating'"]),
+    ("no number", True, b"userId,movieId,rating\n1,2,3\n1,3,\n", ["line 3", "'rating'", "empty"]),
+    ("a short row", True, b"userId,movieId,rating\n1,2,3\n1,3\n", ["line 3", "'rating'", "empty"]),
+    ("an empty user", False, b"userId,movieId\n1,2\n,2\n", ["line 3", "'userId'", "empty"]),
+    ("an empty movie", False, b"userId,movieId\r\n1,2\r\n2,\r\n", ["line 3", "'movieId'", "empty"]),
+    ("too low", True, b"userId,movieId,rating\n1,2,1\n1,3,0.5\n", ["line 3", "'rating'", "between 1 and 5"]),
+    ("too high", True, b"rating,userId,movieId\n5,1,2\n5.01,1,3\n", ["line 3", "'rating'", "between 1 and 5"]),
+    ("infinite", True, b"userId,movieId,rating\n1,2,inf\n", ["line 2", "'rating'", "between 1 and 5"]),
+    ("after blank lines", True, b"userId,movieId,rating\n\n1,2,3\n\n1,3,9\n", ["line 5", "'rating'"]),
+    ("the first of many", True, b"userId,movieId,rating\n1,2,3\n1,3,7\n1,4,8\n", ["line 3", "'rating'"]),
+    ("empty", True, b"", ["CSV"]),
+    ("only blank lines", False, b"\n\n", ["CSV"]),
+    ("only a header", True, b"userId,movieId,rating\n", ["no rows"]),
+    ("a picture", False, b"\x89PNG\r\n\x1a\n\x00\x00", ["CSV"]),
+    ("another encoding", False, "userId,movieId\nJosé,2\n".encode("latin-1"), ["CSV"]),
+    ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV"]),
+    ("JSON", False, b'{"userId": 1, "movieId": 2}', ["line 1", "'userId'"]),
+]
+BAD_IDS = [case[0] for case in BAD]
+GOOD = {
+    "plain": b"userId,movieId\n7,007\nab c,tt1\n",
+    "byte order mark": b"\xef\xbb\xbfuserId,movieId\n7,007\nab c,tt1\n",
+    "carriage returns": b"userId,movieId\r\n7,007\r\nab c,tt1\r\n",
+    "no last newline": b"userId,movieId\n7,007\nab c,tt1",
+    "quoted": b'\xef\xbb\xbf"userId","movieId"\r\n"7","007"\r\n"ab c","tt1"\r\n',
+    "other order": b"movieId,userId\n007,7\ntt1,ab c\n",
+    "other spelling": b"userId,movieID\n7,007\nab c,tt1\n",
+    "more columns": b'note,userId,rating,movieId\n"x, y",7,bad,007\n,ab c,,tt1\n',
+    "blank lines": b"userId,movieId\n\n7,007\n\n\nab c,tt1\n\n",
+}
+
+
+def read(table: bytes, rated: bool) -> dict[str, list[object]]:
+    """Give the columns that were read."""
+    pairs = read_pairs(BytesIO(table), rated=rated)
+    assert list(pairs.index) == list(range(len(pairs)))
+    return {str(name): column.tolist() for name, column in pairs.items()}
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_forms(form: str) -> None:
+    """All ordinary forms of a CSV read alike, and ids keep their zeros."""
+    pairs = read(GOOD[form], rated=False)
+    assert (pairs["userId"], pairs["movieId"]) == (["7", "ab c"], ["007", "tt1"])
+
+
+def test_ids_are_text() -> None:
+    """Ids that look like numbers or like nothing stay as they are written."""
+    ids = ["007", "7", "7.0", "1e3", "NA", "null", "nan", "José", "12345678901234567890", "a,b", 'say "so"']
+    table = pd.DataFrame({"userId": ids, "movieId": ids}).to_csv(index=False).encode()
+    assert read(table, rated=False) == {"userId": ids, "movieId": ids}
+
+
+def test_last_duplicate_counts() -> None:
+    """Of the ratings of a pair the last one stays; pairs to predict all stay."""
+    table = b"userId,movieId,rating\n1,2,3\n01,2,1\n1,3,5\n1,2,4.5\n"
+    pairs = read(table, rated=True)
+    rows = set(zip(pairs["userId"], pairs["movieId"], pairs["rating"], strict=True))
+    assert rows == {("01", "2", 1.0), ("1", "3", 5.0), ("1", "2", 4.5)}
+    assert len(pairs["userId"]) == 3
+    assert read(table, rated=False)["movieId"] == ["2", "2", "3", "2"]
+
+
+@pytest.mark.parametrize(("what", "rated", "table", "parts"), BAD, ids=BAD_IDS)
+def test_bad_tables(what: str, rated: bool, table: bytes, parts: list[str]) -> None:
+    """What cannot be used is refused with its line and column."""
+    with pytest.raises(TableError) as caught:
+        read_pairs(BytesIO(table), rated=rated)
+    assert [part for part in parts if part not in str(caught.value)] == [], (what, str(caught.value))
+
+
+def test_catalogue(tmp_path: Path) -> None:
+    """The catalogue is read by movie id, the last of a movie's rows counts, and there is always an overview."""
+    path = tmp_path / "movies.csv"
+    path.write_bytes(b'\xef\xbb\xbftitle,movieID,year\r\nOld,007,1\r\n"New, better",007,\r\nB,7,2\r\n')
+    catalogue = read_catalogue(path)
+    assert catalogue.index.tolist() == ["007", "7"]
+    assert catalogue["title"].tolist() == ["New, better", "B"]
+    assert catalogue["year"].isna().tolist() == [True, False]
+    assert catalogue["overview"].isna().all()
+
+
+@pytest.mark.parametrize("text", ["", "title\nA\n", "movieId,title\n", "movieId,title\n1,A\n,B\n"])
+def test_bad_catalogue(tmp_path: Path, text: str) -> None:
+    """A catalogue without movies, or with a movie without an id, is refused."""
+    path = tmp_path / "movies.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TableError):
+        read_catalogue(path)
