@@ -15,14 +15,8 @@ from challenge.tables import CatalogueMissingError, TableError, read_pairs
 from challenge.training import NotTrainedError, Service, TrainingBusyError
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-STATUS: dict[type[Exception], HTTPStatus] = {
-    TableError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    CatalogueMissingError: HTTPStatus.CONFLICT,
-    NotTrainedError: HTTPStatus.CONFLICT,
-    TrainingBusyError: HTTPStatus.CONFLICT,
-    EncoderUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
-    RequestValidationError: HTTPStatus.UNPROCESSABLE_ENTITY,
-}
+STATUS: dict[type[Exception], int] = {TableError: 422, RequestValidationError: 422, EncoderUnavailableError: 503}
+STATUS |= dict.fromkeys((CatalogueMissingError, NotTrainedError, TrainingBusyError), 409)
 Upload = Annotated[UploadFile, File(description="a CSV file")]
 
 app = FastAPI(title="challenge", description="Predicts what a user will rate a movie that nobody has rated yet.")
@@ -31,7 +25,7 @@ service = Service(Settings())
 
 def on_error(_: Request, error: Exception) -> JSONResponse:
     """Answer what was refused or went wrong by a problem document."""
-    status = STATUS.get(type(error), getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR))
+    status = STATUS.get(type(error), getattr(error, "status_code", 500))
     detail = getattr(error, "detail", str(error))
     if isinstance(error, RequestValidationError):
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
@@ -65,5 +59,5 @@ async def live() -> dict[str, str]:
 def ready() -> dict[str, Any]:
     """Tell what model serves; 503 until there is one."""
     if service.model is None:
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "there is no model yet: POST ratings to /ratings/train")
+        raise HTTPException(503, "there is no model yet: POST ratings to /ratings/train first")
     return {"status": "ready", "model": service.model.report_}

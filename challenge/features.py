@@ -9,12 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import diags_array
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.kernel_approximation import RBFSampler
 from sklearn.utils.extmath import randomized_svd
 
 # A column is of a kind if so much of what is there can be read as that kind.
 READABLE = 0.9
 BUCKETS = 2**13
-TOPICS = 128
+TOPICS = 64
+GAMMA = 0.1
 # Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
 ITEM = re.compile(r""""([^"\\]+)"(?=\s*[,\]}])|'([^'\\]+)'(?=\s*[,\]}])""")
 WORD = re.compile(r"\w\w+")
@@ -138,4 +140,15 @@ class MovieFeatures:
             wide = READERS[kind](embeddings if kind == "vector" else catalogue.get(name, gap))
             blocks.append(np.nan_to_num(wide @ array[1:] - array[0]))
             sources += [key] * len(array[0])
-        return np.hstack(blocks).astype(np.float32), np.array(sources, np.str_)
+        vectors, kinds = np.hstack(blocks), np.array(sources, np.str_)
+        numbers = vectors[:, is_number(kinds)]
+        if numbers.shape[1]:
+            # Random Fourier features (Rahimi and Recht 2007): what is not linear in the numbers, and their interplay.
+            curves = RBFSampler(gamma=GAMMA, n_components=TOPICS, random_state=0).fit_transform(numbers)
+            vectors, kinds = np.hstack([vectors, curves]), np.append(kinds, ["curves"] * TOPICS)
+        return vectors.astype(np.float32), kinds
+
+
+def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Tell which dimensions are a number or a date."""
+    return np.char.startswith(sources, "number/") | np.char.startswith(sources, "date/")

@@ -1,6 +1,5 @@
 """The rating model: fitted on ratings and a catalogue, it predicts the ratings of movies that nobody has rated."""
 
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -9,26 +8,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from challenge.features import MovieFeatures
+from challenge.features import MovieFeatures, is_number
 from challenge.tables import RATINGS, TableError
-from challenge.taste import PRIOR, Floats, Indices, fit_movies, fit_users, learn_projection
+from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users, with_level
 
 FOLDS = 5
 # Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
 PASSES = 2
 # Rows that are predicted at a time, so that memory stays bounded.
 CHUNK = 100_000
-TREES = {
-    "learning_rate": 0.05,
-    "num_leaves": 15,
-    "min_data_in_leaf": 50,
-    "feature_fraction": 0.7,
-    "bagging_fraction": 0.7,
-    "bagging_freq": 1,
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbose": -1,
-}
+TREES = {"learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 50}
+SAMPLES = {"feature_fraction": 0.7, "bagging_fraction": 0.7, "bagging_freq": 1}
+REPEATABLE = {"deterministic": True, "force_row_wise": True, "verbose": -1}
 
 
 class Movies(NamedTuple):
@@ -77,7 +68,7 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     ----------
     Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
     """
-    settings = TREES | {"seed": seed}
+    settings = TREES | SAMPLES | REPEATABLE | {"seed": seed}
     data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
     stopping = lgb.early_stopping(50, verbose=False)
@@ -86,16 +77,6 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     for booster, (_, rows) in zip(trial.boosters, splits):
         held_out[rows] = booster.predict(features[rows], num_iteration=trial.best_iteration)
     return lgb.train(settings, data, trial.best_iteration), held_out
-
-
-def with_level(*parts: Floats) -> Floats:
-    """Put a column of ones before others."""
-    return np.column_stack([np.ones(len(parts[0])), *parts]).astype(np.float32)
-
-
-def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:
-    """Tell which dimensions are a number or a date."""
-    return np.char.startswith(sources, "number/") | np.char.startswith(sources, "date/")
 
 
 class RatingModel:
@@ -148,54 +129,53 @@ class RatingModel:
         vectors, sources = self.features_.fit(catalogue, embeddings).transform(catalogue, embeddings)
         clock.append(perf_counter())
         movie = catalogue.index.get_indexer(ratings["movieId"].cat.categories)[ratings["movieId"].cat.codes]
-        known = ratings[movie >= 0]
+        known = ratings[movie >= 0].assign(userId=lambda table: table["userId"].cat.remove_unused_categories())
         rated, movie = np.unique(movie[movie >= 0], return_inverse=True)
         if len(rated) < 2:
             raise TableError(f"the catalogue holds {len(rated)} of the rated movies; it takes two or more")
-        users, rating = known["userId"].cat, known["rating"].to_numpy(np.float32)
-        user = users.codes.to_numpy()
+        user, stars = known["userId"].cat.codes.to_numpy(), known["rating"].to_numpy(np.float32)
+        vectors, everyone, ones = vectors[rated], np.zeros_like(rated), np.ones_like(stars)
         movie_fold = np.random.default_rng(self.seed).permutation(len(rated)) % FOLDS
         folds, counts = movie_fold[movie], np.bincount(movie)
-        trust, mean = counts / (counts + PRIOR), rating.mean()
-        taste = np.zeros(len(rating), np.float32)
+        mean, taste, trust = stars.mean(), np.zeros_like(stars), counts / (counts + PRIOR)
         for _ in range(PASSES):
-            deviations = np.bincount(movie, rating - mean - taste) / counts
-            design = with_level(vectors[rated])
-            index = np.unique(sources, return_inverse=True)[1]
-            weights, quality = fit_movies(design, np.append(0, 1 + index), movie_fold, deviations, trust)
-            residuals = (rating - mean - (trust * deviations + (1 - trust) * quality)[movie]).astype(np.float32)
-            design = with_level(quality, vectors[rated])
-            projection = learn_projection(design, np.append([0, 1], 2 + index), user, movie, residuals, self.seed)
-            tastes, taste = fit_users(design @ projection, user, movie, folds, residuals, len(users.categories))
+            deviations = np.bincount(movie, stars - mean - taste) / counts
+            # The movies are the ratings of one user, the public.
+            opinions = Ratings(everyone, np.arange(len(rated)), movie_fold, deviations, np.sqrt(trust))
+            public = Taste(self.seed).fit(vectors, sources, opinions)
+            quality = public.held_out_
+            residuals = stars - mean - (trust * deviations + (1 - trust) * quality)[movie]
+            personal = Ratings(user, movie, folds, residuals.astype(np.float32), ones)
+            tastes = Taste(self.seed).fit(np.column_stack([quality, vectors]), ["quality", *sources], personal)
+            taste = tastes.held_out_
         clock.append(perf_counter())
-        activity = np.bincount(user, minlength=len(users.categories))
+        activity = np.bincount(user)
         plain = mean + quality[movie] + taste
-        numbers = vectors[rated][:, is_number(sources)]
-        rows = np.column_stack([taste, quality[movie], activity[user], numbers[movie]])
-        self.trees_, correction = boost(rows, rating - plain, folds, self.seed)
+        rows = np.column_stack([taste, quality[movie], activity[user], vectors[:, is_number(sources)][movie]])
+        self.trees_, correction = boost(rows, stars - plain, folds, self.seed)
         clock.append(perf_counter())
-        self.arrays_ = {
-            "users": users.categories.to_numpy(np.str_),
-            "tastes": tastes,
+        self.arrays_ = self.features_.arrays_ | {
+            "users": known["userId"].cat.categories.to_numpy(np.str_),
+            "tastes": tastes.weights_,
+            "projection": tastes.projection_,
             "activity": activity,
-            "quality": weights,
-            "projection": projection,
-            "mean": np.array(mean),
+            "quality": public.projection_ @ public.weights_[0],
+            "mean": mean,
             "trees": np.array(self.trees_.model_to_string()),
-        } | self.features_.arrays_
-        constant = np.full((len(rated), 1), PRIOR**-0.5, np.float32)
-        fit_level = partial(fit_users, constant, user, movie, folds, size=len(users.categories))
+        }
+        # With a constant alone a user's regression is a shrunk mean.
+        level = np.full((len(rated), 1), PRIOR**-0.5, np.float32)
         errors = {
-            "global mean": rating - mean,
-            "user mean": rating - mean - fit_level(target=rating - mean)[1],
-            "user mean and movie quality": rating - mean - quality[movie] - fit_level(target=residuals)[1],
-            "quality and taste": rating - plain,
-            "model": rating - plain - correction,
+            "global mean": stars - mean,
+            "user mean": stars - mean - fit_users(level, personal._replace(stars=stars - mean))[1],
+            "user mean and movie quality": stars - mean - quality[movie] - fit_users(level, personal)[1],
+            "quality and taste": stars - plain,
+            "model": stars - plain - correction,
         }
         self.report_: dict[str, Any] = {
             "rows": len(ratings),
-            "rows of movies in the catalogue": len(rating),
-            "users": len(users.categories),
+            "rows of movies in the catalogue": len(known),
+            "users": len(activity),
             "movies": len(rated),
             "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
             "cross-validated mse": {name: float(np.mean(error**2)) for name, error in errors.items()},

@@ -1,37 +1,61 @@
-"""What each user likes: a Bayesian linear regression a user, all users under one prior."""
+"""Tastes: a Bayesian linear regression a user, all of them under one prior that is learned from all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-Indices = NDArray[np.integer]
+Floats = NDArray[np.floating[Any]]
+Indices = NDArray[np.integer[Any]]
 
 DIMENSIONS = 128
 # A shrunk mean counts its prior as so many ratings.
 PRIOR = 5.0
+# The prior is learned from so many users, and from so many ratings of theirs in all.
+LEARNERS = 150
+LEARNER_RATINGS = 30_000
+ROUNDS = 12
 START = 0.2
 TINY = 1e-9
-# Users and their ratings that the prior is learned from, and the rounds that it takes.
-LEARNERS = 150
-LEARNER_RATINGS = 200
-ROUNDS = 8
-# Numbers in a batch of users: a bound on memory.
+# Numbers that are held at a time for a batch of users.
 BATCH = 4_000_000
 
 
-def batches(users: Indices, size: int, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
-    """Yield users with about as many ratings, together with the places of their ratings.
+class Ratings(NamedTuple):
+    """Ratings as regressions read them, each an array of shape (ratings,).
+
+    Attributes
+    ----------
+    users, movies, folds : ndarray
+        Index of the user, of the movie, and of the movie's fold.
+    stars : ndarray
+        Stars above what is expected.
+    roots : ndarray
+        Square root of each rating's weight.
+    """
+
+    users: Indices
+    movies: Indices
+    folds: Indices
+    stars: Floats
+    roots: Floats
+
+
+def with_level(*parts: Floats) -> Floats:
+    """Put a column of ones before others."""
+    return np.column_stack([np.ones(len(parts[0])), *parts]).astype(np.float32)
+
+
+def batches(users: Indices, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
+    """Yield users of like activity together with the places of their ratings.
 
     Parameters
     ----------
     users : ndarray of shape (ratings,)
         Index of each rating's user.
-    size : int
-        Number of users.
     width : int
-        Numbers that are held a rating.
+        Numbers that are held for a rating.
 
     Yields
     ------
@@ -42,16 +66,14 @@ def batches(users: Indices, size: int, width: int) -> Iterator[tuple[Indices, In
     there : ndarray of shape (batch, most ratings of any)
         False where a user has no more ratings.
     """
-    counts = np.bincount(users, minlength=size)
-    ends = counts.cumsum()
-    by_user = np.argsort(users, kind="stable")
-    by_count = np.argsort(counts, kind="stable")
-    cells = np.cumsum(np.maximum(counts[by_count], width) * width)
-    for batch in np.split(by_count, np.flatnonzero(np.diff(cells // BATCH)) + 1):
+    counts = np.bincount(users)
+    starts = counts.cumsum() - counts
+    by_user, by_activity = np.argsort(users, kind="stable"), np.argsort(counts, kind="stable")
+    filled = np.cumsum(np.maximum(counts[by_activity], width) * width) // BATCH
+    for batch in np.split(by_activity, np.flatnonzero(np.diff(filled)) + 1):
         steps = np.arange(counts[batch].max())
         there = steps < counts[batch, None]
-        starts = (ends - counts)[batch, None]
-        yield batch, by_user[np.where(there, starts + steps, 0)], there
+        yield batch, by_user[np.where(there, starts[batch, None] + steps, 0)], there
 
 
 def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
@@ -61,162 +83,129 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     ----------
     rows : ndarray of shape (batch, ratings, dimensions)
         Predictors; rows of zeros count for nothing.
-    target : ndarray of shape (batch, ratings)
+    target : ndarray of shape (batch, ratings, 1)
         What is predicted.
 
     Returns
     -------
-    weights : ndarray of shape (batch, dimensions)
+    weights : ndarray of shape (batch, dimensions, 1)
         Posterior means.
     known : ndarray of shape (batch, dimensions)
         From 0 to 1, how far the ratings determine each weight.
     """
-    columns = rows.transpose(0, 2, 1)
-    if rows.shape[1] < rows.shape[2]:
-        inverse = np.linalg.inv(rows @ columns + np.eye(rows.shape[1], dtype=rows.dtype))
-        weights = columns @ (inverse @ target[..., None])
-        return weights[..., 0], np.einsum("bij,bij->bj", inverse @ rows, rows)
-    covariance = np.linalg.inv(columns @ rows + np.eye(rows.shape[2], dtype=rows.dtype))
-    weights = covariance @ (columns @ target[..., None])
-    return weights[..., 0], 1 - np.diagonal(covariance, axis1=1, axis2=2)
+    columns, size = rows.transpose(0, 2, 1), min(rows.shape[1:])
+    if size < rows.shape[2]:
+        inverse = np.linalg.inv(rows @ columns + np.eye(size, dtype=rows.dtype))
+        return columns @ (inverse @ target), np.einsum("bij,bij->bj", inverse @ rows, rows)
+    inverse = np.linalg.inv(columns @ rows + np.eye(size, dtype=rows.dtype))
+    return inverse @ (columns @ target), 1 - np.diagonal(inverse, axis1=1, axis2=2)
 
 
-def learn_scales(problems: list[tuple[Floats, Floats, int]], sources: Indices) -> Floats:
-    """Find how much each source of dimensions is worth, by the marginal likelihood of all problems.
-
-    Parameters
-    ----------
-    problems : list of (rows, target, ratings)
-        Batches as in `evidence`, and how many of their rows are there.
-    sources : ndarray of shape (dimensions,)
-        Index of each dimension's source.
-
-    Returns
-    -------
-    ndarray of shape (dimensions,)
-        Prior standard deviation of each weight in units of the noise's, one value a source.
-
-    References
-    ----------
-    MacKay 1992, Bayesian interpolation, section 4 (re-estimation of the regularisation constants).
-    """
-    scales = np.full(len(sources), START, np.float32)
-    for _ in range(ROUNDS):
-        size, known, error = np.zeros(len(sources)), np.zeros(len(sources)), 0.0
-        for rows, target, _ in problems:
-            weights, determined = evidence(rows * scales, target)
-            size += (weights**2).sum(axis=0)
-            known += determined.sum(axis=0)
-            error += ((target - ((rows * scales) @ weights[..., None])[..., 0]) ** 2).sum()
-        noise = error / max(sum(ratings for *_, ratings in problems) - known.sum(), 1)
-        growth = np.bincount(sources, size) / np.bincount(sources, known + TINY) / (noise + TINY)
-        scales = (scales * np.sqrt(growth[sources])).astype(np.float32)
-    return scales
-
-
-def fit_movies(
-    vectors: Floats, sources: Indices, folds: Indices, deviations: Floats, trust: Floats
-) -> tuple[Floats, Floats]:
-    """Fit the movies' quality, on all of them and on all but each fold.
+def fit_users(vectors: Floats, ratings: Ratings) -> tuple[Floats, Floats]:
+    """Fit each user's weights, their prior the unit normal and so the noise, on all ratings and on all but each fold.
 
     Parameters
     ----------
     vectors : ndarray of shape (movies, dimensions)
-        The first dimension is the same for all movies.
-    sources : ndarray of shape (dimensions,)
-        Index of each dimension's source.
-    folds, deviations, trust : ndarray of shape (movies,)
-        Fold, mean deviation in stars, and its weight from 0 to 1.
+        Movie vectors.
+    ratings : Ratings
+        What is learned from.
 
     Returns
     -------
-    weights : ndarray of shape (dimensions,)
-        Posterior means.
-    held_out : ndarray of shape (movies,)
-        Quality of each movie by the movies of other folds.
-    """
-    # The movies are the ratings of one user, the public.
-    root, everyone = np.sqrt(trust).astype(np.float32), np.arange(len(trust))
-    rows, target = vectors * root[:, None], (deviations * root).astype(np.float32)
-    scales = learn_scales([(rows[None], target[None], len(target))], sources)
-    weights, held_out = fit_users(rows * scales, np.zeros_like(everyone), everyone, folds, target, 1)
-    return scales * weights[0], held_out / root
-
-
-def learn_projection(
-    vectors: Floats, sources: Indices, users: Indices, movies: Indices, target: Floats, seed: int
-) -> Floats:
-    """Find the few dimensions of movies that tell most of tastes.
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (movies, dimensions)
-        The first dimension is the same for all movies.
-    sources : ndarray of shape (dimensions,)
-        Index of each dimension's source.
-    users, movies, target : ndarray of shape (ratings,)
-        Index of the user and of the movie, stars above what is expected of the movie.
-    seed : int
-        Seed of the users' sample.
-
-    Returns
-    -------
-    ndarray of shape (dimensions, at most DIMENSIONS)
-        Projection onto the main axes of what `learn_scales` made of the vectors.
-    """
-    learners = np.random.default_rng(seed).permutation(users.max() + 1)[:LEARNERS]
-    chosen = np.flatnonzero(np.isin(users, learners))
-    learner = np.unique(users[chosen], return_inverse=True)[1]
-    # A user who rates wildly would otherwise count for many.
-    counts, squares = np.bincount(learner), np.bincount(learner, target[chosen] ** 2)
-    spread = np.sqrt((squares + PRIOR * np.var(target)) / (counts + PRIOR)).astype(np.float32)
-    problems = []
-    for batch, places, there in batches(learner, len(counts), vectors.shape[1]):
-        places, there = chosen[places[:, :LEARNER_RATINGS]], there[:, :LEARNER_RATINGS]
-        rows = vectors[movies[places]] * there[..., None]
-        problems.append((rows, target[places] * there / spread[batch, None], int(there.sum())))
-    scales = learn_scales(problems, sources)
-    scaled = vectors[:, 1:] * scales[1:]
-    axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
-    projection = np.zeros((len(sources), 1 + axes.shape[1]), np.float32)
-    projection[0, 0], projection[1:, 1:] = scales[0], scales[1:, None] * axes
-    return projection
-
-
-def fit_users(
-    vectors: Floats, users: Indices, movies: Indices, folds: Indices, target: Floats, size: int
-) -> tuple[Floats, Floats]:
-    """Fit each user's weights on all of the ratings, and on all but each fold.
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (movies, dimensions)
-        Scaled such that a weight's prior is the unit normal and so is the noise.
-    users, movies, folds : ndarray of shape (ratings,)
-        Index of the user, the movie and the movie's fold.
-    target : ndarray of shape (ratings,)
-        What is predicted: stars above what is expected of the movie.
-    size : int
-        Number of users.
-
-    Returns
-    -------
-    weights : ndarray of shape (size, dimensions)
+    weights : ndarray of shape (users, dimensions)
         Posterior means.
     held_out : ndarray of shape (ratings,)
-        Prediction of each rating from the user's ratings of other folds.
+        Prediction of each rating from its user's ratings of other folds.
     """
+    users, movies, folds, stars, roots = ratings
     width = vectors.shape[1]
-    weights, held_out = np.zeros((size, width), np.float32), np.zeros(len(target), np.float32)
-    for batch, places, there in batches(users, size, width):
-        rows = vectors[movies[places]]
-        inside = [(there & (folds[places] == fold))[..., None] for fold in range(folds.max() + 1)]
-        parts = [(rows * fold).transpose(0, 2, 1) for fold in inside]
-        grams = [part @ rows for part in parts]
-        moments = [part @ target[places][..., None] for part in parts]
+    weights, held_out = np.zeros((users.max() + 1, width), np.float32), np.zeros(len(users), np.float32)
+    for batch, places, there in batches(users, width):
+        rows, trust = vectors[movies[places]], (there * roots[places] ** 2)[..., None]
+        inside = [there & (folds[places] == fold) for fold in range(folds.max() + 1)]
+        parts = [(rows * trust * fold[..., None]).transpose(0, 2, 1) for fold in inside]
+        grams, moments = [part @ rows for part in parts], [part @ stars[places][..., None] for part in parts]
         gram, moment = sum(grams, np.eye(width, dtype=np.float32)), sum(moments)
         weights[batch] = np.linalg.solve(gram, moment)[..., 0]
         for fold, fold_gram, fold_moment in zip(inside, grams, moments):
-            without = rows @ np.linalg.solve(gram - fold_gram, moment - fold_moment)
-            held_out[places[fold[..., 0]]] = without[fold]
+            predicted = rows @ np.linalg.solve(gram - fold_gram, moment - fold_moment)
+            held_out[places[fold]] = predicted[fold][:, 0]
     return weights, held_out
+
+
+class Taste:
+    """How much more or less than the public each user likes a movie, from the movie's vector.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the sample of users that the prior is learned from.
+
+    Attributes
+    ----------
+    projection_ : ndarray of shape (1 + dimensions, at most DIMENSIONS)
+        The main axes of movie vectors whose sources are scaled by what they are worth; the first is a constant.
+    weights_ : ndarray of shape (users, at most DIMENSIONS)
+        Each user's posterior mean.
+    held_out_ : ndarray of shape (ratings,)
+        Prediction of each rating from its user's ratings of other folds.
+
+    References
+    ----------
+    MacKay 1992, Bayesian interpolation, section 4: the scales maximise the marginal likelihood of all users' ratings.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def fit(self, vectors: Floats, sources: Iterable[str], ratings: Ratings) -> "Taste":
+        """Learn the prior, then each user's weights on all ratings and on all but each fold.
+
+        Parameters
+        ----------
+        vectors : ndarray of shape (movies, dimensions)
+            Movie vectors.
+        sources : iterable of str, of length dimensions
+            The source of each dimension; the dimensions of one source share their prior.
+        ratings : Ratings
+            What is learned from.
+
+        Returns
+        -------
+        Taste
+            Itself.
+        """
+        design = with_level(vectors)
+        scales = self._learn_scales(design, np.unique(["", *sources], return_inverse=True)[1], ratings)
+        scaled = design[:, 1:] * scales[1:]
+        axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
+        self.projection_ = np.zeros((len(scales), 1 + axes.shape[1]), np.float32)
+        self.projection_[0, 0], self.projection_[1:, 1:] = scales[0], scales[1:, None] * axes
+        self.weights_, self.held_out_ = fit_users(design @ self.projection_, ratings)
+        return self
+
+    def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> Floats:
+        """Return the prior deviation of each dimension's weights, in units of the noise's."""
+        learners = np.random.default_rng(self.seed).permutation(ratings.users.max() + 1)[:LEARNERS]
+        chosen = np.flatnonzero(np.isin(ratings.users, learners))
+        users, movies, _, stars, roots = (array[chosen] for array in ratings)
+        users = np.unique(users, return_inverse=True)[1]
+        problems: list[tuple[Floats, Floats]] = []
+        for _, places, there in batches(users, len(sources)):
+            places, there = places[:, : LEARNER_RATINGS // len(learners)], there[:, : LEARNER_RATINGS // len(learners)]
+            weight = (there * roots[places])[..., None]
+            problems.append((design[movies[places]] * weight, stars[places][..., None] * weight))
+        count = sum(np.count_nonzero(target) for _, target in problems)
+        scales = np.full(len(sources), START, np.float32)
+        for _ in range(ROUNDS):
+            size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
+            for rows, target in problems:
+                weights, determined = evidence(rows * scales, target)
+                size += (weights[..., 0] ** 2).sum(axis=0)
+                known += determined.sum(axis=0)
+                error += np.square(target - rows @ (scales[:, None] * weights)).sum()
+            noise = error / max(count - known.sum(), 1)
+            growth = np.bincount(sources, size) / np.bincount(sources, known) / noise
+            scales = (scales * np.sqrt(growth[sources])).astype(np.float32)
+        return scales

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from challenge import store
-from challenge.encoder import Encoder
+from challenge.encoder import encode
 from challenge.model import Movies, RatingModel
 from challenge.settings import Settings
 from challenge.tables import read_catalogue
@@ -38,7 +38,6 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.model = store.load(settings.models)
-        self.encoder = Encoder(settings.encoder, settings.max_tokens, settings.models / "vectors.sqlite")
         self._training = Lock()
         self._describing = Lock()
         self._described: tuple[tuple[RatingModel, int], Movies] | None = None
@@ -65,11 +64,10 @@ class Service:
             raise TrainingBusyError("a training is at work; try again when it is done")
         try:
             started = perf_counter()
-            catalogue, vectors = self._read_catalogue()
-            encoding = perf_counter() - started
-            model = RatingModel(self.settings.seed).fit(ratings, catalogue, vectors)
-            model.report_["encoder"] = self.settings.encoder
-            model.report_["seconds"] |= {"encoder": encoding}
+            catalogue, embeddings = self._read_catalogue(self.settings.encoder)
+            seconds = {"encoder": perf_counter() - started}
+            model = RatingModel(self.settings.seed).fit(ratings, catalogue, embeddings)
+            model.report_ |= {"encoder": self.settings.encoder, "seconds": seconds | model.report_["seconds"]}
             store.save(model, self.settings.models)
             self.model = model
         finally:
@@ -99,9 +97,10 @@ class Service:
             raise NotTrainedError("there is no model yet: POST ratings to /ratings/train first")
         return pd.Series(model.predict(pairs, self._describe(model)))
 
-    def _read_catalogue(self) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    def _read_catalogue(self, encoder: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
         catalogue = read_catalogue(self.settings.catalogue)
-        return catalogue, self.encoder.encode(catalogue["overview"].fillna("").tolist())
+        texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
+        return catalogue, encode(texts, encoder, self.settings.max_tokens, cache)
 
     def _describe(self, model: RatingModel) -> Movies:
         """Describe the movies as the catalogue now has them; a movie that came after the training counts too."""
@@ -109,5 +108,6 @@ class Service:
         state = (model, path.stat().st_mtime_ns if path.exists() else 0)
         with self._describing:
             if self._described is None or self._described[0] != state:
-                self._described = (state, model.describe(*self._read_catalogue()))
+                # The encoder that the model was trained with: the setting may have changed since.
+                self._described = (state, model.describe(*self._read_catalogue(model.report_["encoder"])))
             return self._described[1]

@@ -40,7 +40,7 @@ def test_tokens(cell: str, found: list[str]) -> None:
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
     vectors, sources = MovieFeatures().fit(CATALOGUE, EMBEDDINGS).transform(CATALOGUE, EMBEDDINGS)
-    kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding"}
+    kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding", "curves"}
     assert set(sources) == kinds
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
 
