@@ -189,9 +189,9 @@ class Taste:
         """Return the prior deviation of each dimension's weights, in units of the noise's."""
         learners = np.random.default_rng(self.seed).permutation(ratings.users.max() + 1)[:LEARNERS]
         chosen = np.flatnonzero(np.isin(ratings.users, learners))
-        users, movies, _, stars, roots = (array[chosen] for array in ratings)
-        users = np.unique(users, return_inverse=True)[1]
-        problems: list[tuple[Floats, Floats]] = []
+        users = np.unique(ratings.users[chosen], return_inverse=True)[1]
+        movies, stars, roots = ratings.movies[chosen], ratings.stars[chosen], ratings.roots[chosen]
+        problems = []
         for _, places, there in batches(users, len(sources)):
             places, there = places[:, : LEARNER_RATINGS // len(learners)], there[:, : LEARNER_RATINGS // len(learners)]
             weight = (there * roots[places])[..., None]
