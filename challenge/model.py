@@ -123,16 +123,16 @@ class RatingModel:
         Raises
         ------
         TableError
-            If the catalogue holds fewer than two of the rated movies.
+            If the catalogue holds too few of the rated movies.
         """
-        clock = [perf_counter()]
-        vectors, sources = self.features_.fit(catalogue, embeddings).transform(catalogue, embeddings)
-        clock.append(perf_counter())
         movie = catalogue.index.get_indexer(ratings["movieId"].cat.categories)[ratings["movieId"].cat.codes]
         known = ratings[movie >= 0].assign(userId=lambda table: table["userId"].cat.remove_unused_categories())
         rated, movie = np.unique(movie[movie >= 0], return_inverse=True)
-        if len(rated) < 2:
-            raise TableError(f"the catalogue holds {len(rated)} of the rated movies; it takes two or more")
+        if len(rated) < 2 * FOLDS:
+            raise TableError(f"the catalogue holds {len(rated)} of the rated movies; it takes {2 * FOLDS} or more")
+        clock = [perf_counter()]
+        vectors, sources = self.features_.fit(catalogue, embeddings).transform(catalogue, embeddings)
+        clock.append(perf_counter())
         user, stars = known["userId"].cat.codes.to_numpy(), known["rating"].to_numpy(np.float32)
         vectors, everyone, ones = vectors[rated], np.zeros_like(rated), np.ones_like(stars)
         movie_fold = np.random.default_rng(self.seed).permutation(len(rated)) % FOLDS
