@@ -14,7 +14,8 @@ from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users, w
 
 FOLDS = 5
 # Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
-PASSES = 2
+# The numbers are the rounds in which the tastes' covariance is learned.
+PASSES = (0, 4)
 # Rows that are predicted at a time, so that memory stays bounded.
 CHUNK = 100_000
 TREES = {"learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 50}
@@ -133,12 +134,12 @@ class RatingModel:
         clock = [perf_counter()]
         vectors, sources = self.features_.fit(catalogue, embeddings).transform(catalogue, embeddings)
         clock.append(perf_counter())
-        user, stars = known["userId"].cat.codes.to_numpy(), known["rating"].to_numpy(np.float32)
+        user, stars = known["userId"].cat.codes.to_numpy(np.intp), known["rating"].to_numpy(np.float32)
         vectors, everyone, ones = vectors[rated], np.zeros_like(rated), np.ones_like(stars)
         movie_fold = np.random.default_rng(self.seed).permutation(len(rated)) % FOLDS
         folds, counts = movie_fold[movie], np.bincount(movie)
         mean, taste, trust = stars.mean(), np.zeros_like(stars), counts / (counts + PRIOR)
-        for _ in range(PASSES):
+        for rounds in PASSES:
             deviations = np.bincount(movie, stars - mean - taste) / counts
             # The movies are the ratings of one user, the public.
             opinions = Ratings(everyone, np.arange(len(rated)), movie_fold, deviations, np.sqrt(trust))
@@ -146,7 +147,7 @@ class RatingModel:
             quality = public.held_out_
             residuals = stars - mean - (trust * deviations + (1 - trust) * quality)[movie]
             personal = Ratings(user, movie, folds, residuals.astype(np.float32), ones)
-            tastes = Taste(self.seed).fit(np.column_stack([quality, vectors]), ["quality", *sources], personal)
+            tastes = Taste(self.seed, rounds).fit(np.column_stack([quality, vectors]), ["quality", *sources], personal)
             taste = tastes.held_out_
         clock.append(perf_counter())
         activity = np.bincount(user)

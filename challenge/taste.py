@@ -16,6 +16,8 @@ PRIOR = 5.0
 LEARNERS = 150
 LEARNER_RATINGS = 30_000
 ROUNDS = 12
+# The prior of how weights go together counts as so many users.
+PSEUDO_USERS = 100
 START = 0.2
 TINY = 1e-9
 # Numbers that are held at a time for a batch of users.
@@ -101,36 +103,52 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     return inverse @ (columns @ target), 1 - np.diagonal(inverse, axis1=1, axis2=2)
 
 
-def fit_users(vectors: Floats, ratings: Ratings) -> tuple[Floats, Floats]:
-    """Fit each user's weights, their prior the unit normal and so the noise, on all ratings and on all but each fold.
+def fit_users(vectors: Floats, ratings: Ratings, noise: float = 1.0, rounds: int = 0) -> tuple[Floats, Floats]:
+    """Fit each user's weights on all ratings, and on all but each fold.
 
     Parameters
     ----------
     vectors : ndarray of shape (movies, dimensions)
-        Movie vectors.
+        Scaled such that the prior of a weight is the unit normal in units of the noise.
     ratings : Ratings
         What is learned from.
+    noise : float
+        Variance of a rating that no taste explains, in squared stars.
+    rounds : int
+        Steps of expectation maximisation that learn how the weights of all users go together; without a fold's ratings
+        where they are to predict that fold.
 
     Returns
     -------
     weights : ndarray of shape (users, dimensions)
         Posterior means.
     held_out : ndarray of shape (ratings,)
-        Prediction of each rating from its user's ratings of other folds.
+        Prediction of each rating from the ratings of other folds.
+
+    References
+    ----------
+    Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
     """
     users, movies, folds, stars, roots = ratings
-    width = vectors.shape[1]
-    weights, held_out = np.zeros((users.max() + 1, width), np.float32), np.zeros(len(users), np.float32)
-    for batch, places, there in batches(users, width):
-        rows, trust = vectors[movies[places]], (there * roots[places] ** 2)[..., None]
-        inside = [there & (folds[places] == fold) for fold in range(folds.max() + 1)]
-        parts = [(rows * trust * fold[..., None]).transpose(0, 2, 1) for fold in inside]
-        grams, moments = [part @ rows for part in parts], [part @ stars[places][..., None] for part in parts]
-        gram, moment = sum(grams, np.eye(width, dtype=np.float32)), sum(moments)
-        weights[batch] = np.linalg.solve(gram, moment)[..., 0]
-        for fold, fold_gram, fold_moment in zip(inside, grams, moments):
-            predicted = rows @ np.linalg.solve(gram - fold_gram, moment - fold_moment)
-            held_out[places[fold]] = predicted[fold][:, 0]
+    size, width, unit = int(users.max()) + 1, vectors.shape[1], np.eye(vectors.shape[1], dtype=np.float32)
+    weights, held_out = np.zeros((size, width), np.float32), np.zeros(len(users), np.float32)
+    # One part a fold, to be left out; the last part is empty.
+    parts = range(folds.max() + 2)
+    precision = [unit for _ in parts]
+    for _ in range(rounds + 1):
+        spread = [PSEUDO_USERS * unit for _ in parts]
+        for batch, places, there in batches(users, width):
+            rows, trust = vectors[movies[places]], (there * roots[places] ** 2)[..., None]
+            inside = [there & (folds[places] == part) for part in parts]
+            columns = [(rows * trust * mask[..., None]).transpose(0, 2, 1) for mask in inside]
+            grams, moments = [part @ rows for part in columns], [part @ stars[places][..., None] for part in columns]
+            for part in parts:
+                covariance = np.linalg.inv(sum(grams) - grams[part] + precision[part])
+                weight = covariance @ (sum(moments) - moments[part])
+                spread[part] = spread[part] + weight[..., 0].T @ weight[..., 0] / noise + covariance.sum(axis=0)
+                held_out[places[inside[part]]] = (rows @ weight)[inside[part]][:, 0]
+            weights[batch] = weight[..., 0]
+        precision = [np.linalg.inv(total / (size + PSEUDO_USERS)).astype(np.float32) for total in spread]
     return weights, held_out
 
 
@@ -141,6 +159,8 @@ class Taste:
     ----------
     seed : int
         Seed of the sample of users that the prior is learned from.
+    rounds : int
+        As in `fit_users`.
 
     Attributes
     ----------
@@ -156,8 +176,9 @@ class Taste:
     MacKay 1992, Bayesian interpolation, section 4: the scales maximise the marginal likelihood of all users' ratings.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, rounds: int = 0) -> None:
         self.seed = seed
+        self.rounds = rounds
 
     def fit(self, vectors: Floats, sources: Iterable[str], ratings: Ratings) -> "Taste":
         """Learn the prior, then each user's weights on all ratings and on all but each fold.
@@ -177,16 +198,16 @@ class Taste:
             Itself.
         """
         design = with_level(vectors)
-        scales = self._learn_scales(design, np.unique(["", *sources], return_inverse=True)[1], ratings)
+        scales, noise = self._learn_scales(design, np.unique(["", *sources], return_inverse=True)[1], ratings)
         scaled = design[:, 1:] * scales[1:]
         axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
         self.projection_ = np.zeros((len(scales), 1 + axes.shape[1]), np.float32)
         self.projection_[0, 0], self.projection_[1:, 1:] = scales[0], scales[1:, None] * axes
-        self.weights_, self.held_out_ = fit_users(design @ self.projection_, ratings)
+        self.weights_, self.held_out_ = fit_users(design @ self.projection_, ratings, noise, self.rounds)
         return self
 
-    def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> Floats:
-        """Return the prior deviation of each dimension's weights, in units of the noise's."""
+    def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> tuple[Floats, float]:
+        """Return the prior deviation of each dimension's weights, in units of the noise's, and the noise's variance."""
         learners = np.random.default_rng(self.seed).permutation(ratings.users.max() + 1)[:LEARNERS]
         chosen = np.flatnonzero(np.isin(ratings.users, learners))
         users = np.unique(ratings.users[chosen], return_inverse=True)[1]
@@ -208,4 +229,4 @@ class Taste:
             noise = error / max(count - known.sum(), 1)
             growth = np.bincount(sources, size) / np.bincount(sources, known) / noise
             scales = (scales * np.sqrt(growth[sources])).astype(np.float32)
-        return scales
+        return scales, float(noise)

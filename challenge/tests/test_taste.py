@@ -68,3 +68,13 @@ def test_taste_finds_the_source_that_counts() -> None:
     assert worth[1:5] == pytest.approx(1, rel=0.15)
     assert worth[0] < 0.2 and (worth[5:] < 0.2).all()
     assert np.corrcoef(taste.held_out_, signal)[0, 1] > 0.9
+
+
+def test_fit_users_learns_how_weights_go_together() -> None:
+    """Where all users' tastes lie along one axis, learning that predicts held-out ratings better."""
+    vectors = RANDOM.normal(size=(300, 12)).astype(np.float32)
+    ratings = some_ratings(200, 300, 4000)._replace(roots=np.ones(4000))
+    axis = (vectors.sum(axis=1) / 12**0.5)[ratings.movies] * RANDOM.normal(size=200)[ratings.users]
+    ratings = ratings._replace(stars=(ratings.stars + axis).astype(np.float32))
+    errors = [np.mean((fit_users(vectors, ratings, rounds=rounds)[1] - axis) ** 2) for rounds in (0, 4)]
+    assert errors[1] < 0.8 * errors[0]
