@@ -16,6 +16,7 @@ from sklearn.utils.extmath import randomized_svd
 READABLE = 0.9
 BUCKETS = 2**13
 TOPICS = 64
+# Of the curves' kernel exp(-GAMMA * squared distance); a number's spread is 1.
 GAMMA = 0.1
 # Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
 ITEM = re.compile(r""""([^"\\]+)"(?=\s*[,\]}])|'([^'\\]+)'(?=\s*[,\]}])""")
@@ -57,9 +58,10 @@ READERS: dict[str, Callable[[Any], Any]] = {
 class MovieFeatures:
     """Movie vectors from whatever columns a catalogue has.
 
-    A number or a date is one dimension. Any other column becomes tf-idf weights of its words or list items, reduced to
-    its main topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
-    embeddings are reduced likewise. Each source is centred and its vectors' mean square norm made 1.
+    A number (its long tail drawn in) or a date is one dimension; curves of them all are added. Any other column becomes
+    tf-idf weights of its words or list items, reduced to its main topics by a singular value decomposition (latent
+    semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but the
+    curves is centred and its vectors' mean square norm made 1.
 
     Parameters
     ----------
@@ -133,20 +135,20 @@ class MovieFeatures:
         sources : ndarray of shape (dimensions,)
             The kind and name of each dimension's source.
         """
-        blocks, sources = [np.empty((len(catalogue), 0))], []
+        blocks, names = [np.empty((len(catalogue), 0))], []
         for key, array in self.arrays_.items():
             kind, _, name = key.partition("/")
             gap = pd.Series(np.nan, catalogue.index, dtype=object)
             wide = READERS[kind](embeddings if kind == "vector" else catalogue.get(name, gap))
-            blocks.append(np.nan_to_num(wide @ array[1:] - array[0]))
-            sources += [key] * len(array[0])
-        vectors, kinds = np.hstack(blocks), np.array(sources, np.str_)
-        numbers = vectors[:, is_number(kinds)]
+            blocks.append(np.nan_to_num(wide @ array[1:] - array[0], posinf=0, neginf=0))
+            names += [key] * len(array[0])
+        vectors, sources = np.hstack(blocks), np.array(names, np.str_)
+        numbers = vectors[:, is_number(sources)]
         if numbers.shape[1]:
             # Random Fourier features (Rahimi and Recht 2007): what is not linear in the numbers, and their interplay.
             curves = RBFSampler(gamma=GAMMA, n_components=TOPICS, random_state=0).fit_transform(numbers)
-            vectors, kinds = np.hstack([vectors, curves]), np.append(kinds, ["curves"] * TOPICS)
-        return vectors.astype(np.float32), kinds
+            vectors, sources = np.hstack([vectors, curves]), np.append(sources, ["curves"] * TOPICS)
+        return vectors.astype(np.float32), sources
 
 
 def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:

@@ -50,7 +50,7 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     Parameters
     ----------
     features : ndarray of shape (rows, features)
-        Gaps as NaN.
+        Without gaps.
     target : ndarray of shape (rows,)
         What is predicted.
     folds : ndarray of shape (rows,)
@@ -84,8 +84,8 @@ class RatingModel:
     """A rating is the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
 
     Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
-    both. Every term of a training row is computed without the fold of its movie: so the row looks like one to predict,
-    whose movie nobody has rated.
+    both. Every term of a training row is computed without the fold of its movie, the scales of the sources aside: so
+    the row looks like one to predict, whose movie nobody has rated.
 
     Parameters
     ----------

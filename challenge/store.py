@@ -25,6 +25,7 @@ def save(model: RatingModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{FILE}.part").open("wb") as file:
         np.savez(file, allow_pickle=False, **model.arrays_, **{REPORT: np.array(json.dumps(model.report_))})
+        file.flush()
         os.fsync(file.fileno())
     os.replace(file.name, folder / FILE)
 

@@ -141,10 +141,11 @@ def fit_users(vectors: Floats, ratings: Ratings, noise: float = 1.0, rounds: int
             rows, trust = vectors[movies[places]], (there * roots[places] ** 2)[..., None]
             inside = [there & (folds[places] == part) for part in parts]
             columns = [(rows * trust * mask[..., None]).transpose(0, 2, 1) for mask in inside]
-            grams, moments = [part @ rows for part in columns], [part @ stars[places][..., None] for part in columns]
+            grams, moments = [side @ rows for side in columns], [side @ stars[places][..., None] for side in columns]
+            gram, moment = sum(grams), sum(moments)
             for part in parts:
-                covariance = np.linalg.inv(sum(grams) - grams[part] + precision[part])
-                weight = covariance @ (sum(moments) - moments[part])
+                covariance = np.linalg.inv(gram - grams[part] + precision[part])
+                weight = covariance @ (moment - moments[part])
                 spread[part] = spread[part] + weight[..., 0].T @ weight[..., 0] / noise + covariance.sum(axis=0)
                 held_out[places[inside[part]]] = (rows @ weight)[inside[part]][:, 0]
             weights[batch] = weight[..., 0]
@@ -198,7 +199,7 @@ class Taste:
             Itself.
         """
         design = with_level(vectors)
-        scales, noise = self._learn_scales(design, np.unique(["", *sources], return_inverse=True)[1], ratings)
+        scales, noise = self._learn_scales(design, np.unique(["level", *sources], return_inverse=True)[1], ratings)
         scaled = design[:, 1:] * scales[1:]
         axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
         self.projection_ = np.zeros((len(scales), 1 + axes.shape[1]), np.float32)
@@ -212,12 +213,12 @@ class Taste:
         chosen = np.flatnonzero(np.isin(ratings.users, learners))
         users = np.unique(ratings.users[chosen], return_inverse=True)[1]
         movies, stars, roots = ratings.movies[chosen], ratings.stars[chosen], ratings.roots[chosen]
-        problems = []
+        problems, count = [], 0
         for _, places, there in batches(users, len(sources)):
             places, there = places[:, : LEARNER_RATINGS // len(learners)], there[:, : LEARNER_RATINGS // len(learners)]
             weight = (there * roots[places])[..., None]
             problems.append((design[movies[places]] * weight, stars[places][..., None] * weight))
-        count = sum(np.count_nonzero(target) for _, target in problems)
+            count += there.sum()
         scales = np.full(len(sources), START, np.float32)
         for _ in range(ROUNDS):
             size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY

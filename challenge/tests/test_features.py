@@ -63,3 +63,11 @@ def test_later_movies() -> None:
     np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
     without, _ = features.transform(CATALOGUE.drop(columns="budget"), EMBEDDINGS)
     assert not without[:, sources == "number/budget"].any()
+
+
+def test_numbers_without_bounds() -> None:
+    """A number too large to be one counts as a gap."""
+    features = MovieFeatures().fit(CATALOGUE, EMBEDDINGS)
+    vectors, sources = features.transform(CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
+    assert np.isfinite(vectors).all()
+    assert not vectors[:3, sources == "number/budget"].any()
