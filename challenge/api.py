@@ -4,7 +4,8 @@ import logging
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Request, Response, UploadFile
+import pandas as pd
+from fastapi import FastAPI, File, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from challenge.training import NotTrainedError, Service, TrainingBusyError
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 STATUS: dict[type[Exception], int] = {TableError: 422, RequestValidationError: 422, EncoderUnavailableError: 503}
 STATUS |= dict.fromkeys((CatalogueMissingError, NotTrainedError, TrainingBusyError), 409)
+Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that shall lie in the intervals")]
 Upload = Annotated[UploadFile, File(description="a CSV file")]
 
 app = FastAPI(title="challenge", description="Predicts what a user will rate a movie that nobody has rated yet.")
@@ -43,10 +45,20 @@ def train(file: Upload) -> dict[str, Any]:
     return service.train(read_pairs(file.file, rated=True))
 
 
+@app.post("/ratings")
+def rate(file: Upload) -> dict[str, int]:
+    """Add the ratings of a CSV like that of a training; the next prediction knows them."""
+    ratings = read_pairs(file.file, rated=True)
+    service.rate(ratings)
+    return {"rows": len(ratings), "users": ratings["userId"].nunique()}
+
+
 @app.post("/ratings/predict")
-def predict(file: Upload) -> Response:
-    """Predict the rating of each row of a CSV of `userId` and `movieId`."""
-    return Response(service.predict(read_pairs(file.file, rated=False)).to_json(), media_type="application/json")
+def predict(file: Upload, detail: bool = False, level: Level = 0.9) -> Response:
+    """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
+    pairs, (model, movies) = read_pairs(file.file, rated=False), service.serving()
+    answer = model.explain(pairs, movies, level) if detail else pd.Series(model.predict(pairs, movies))
+    return Response(answer.to_json(orient="index"), media_type="application/json")
 
 
 @app.get("/health/live")
@@ -60,4 +72,4 @@ def ready() -> dict[str, Any]:
     """Tell what model serves; 503 until there is one."""
     if service.model is None:
         raise HTTPException(503, "there is no model yet: POST ratings to /ratings/train first")
-    return {"status": "ready", "model": service.model.report_}
+    return {"status": "ready", "model": service.model.report}

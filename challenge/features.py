@@ -20,6 +20,7 @@ TOPICS = 64
 GAMMA = 0.1
 # Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
 ITEM = re.compile(r""""([^"\\]+)"(?=\s*[,\]}])|'([^'\\]+)'(?=\s*[,\]}])""")
+OVERVIEW = "vector/overview embedding"
 WORD = re.compile(r"\w\w+")
 
 
@@ -51,8 +52,8 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "number": as_number,
     "date": as_date,
     "words": as_words,
-    "vector": np.asarray,
 }
+Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
 
 class MovieFeatures:
@@ -78,8 +79,8 @@ class MovieFeatures:
         self.seed = seed
         self.arrays_: dict[str, NDArray[Any]] = {}
 
-    def fit(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "MovieFeatures":
-        """Learn each source's kind and projection.
+    def fit_transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
+        """Learn each source's kind and projection, and describe the movies.
 
         Parameters
         ----------
@@ -90,17 +91,18 @@ class MovieFeatures:
 
         Returns
         -------
-        MovieFeatures
-            Itself.
+        tuple of ndarray
+            As of `transform`.
         """
-        self.arrays_ = {}
+        self.arrays_, wide = {}, {OVERVIEW: embeddings}
         for name, column in catalogue.items():
             cells = column.dropna()
             read = (kind for kind in ("number", "date") if np.isfinite(READERS[kind](cells)).mean() >= READABLE)
             kind = next(read, "words") if len(cells) else "words"
-            self._fit_source(f"{kind}/{name}", READERS[kind](column))
-        self._fit_source("vector/overview embedding", embeddings)
-        return self
+            wide[f"{kind}/{name}"] = READERS[kind](column)
+        for key, values in wide.items():
+            self._fit_source(key, values)
+        return self._project(wide)
 
     def _fit_source(self, key: str, wide: Any) -> None:
         known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
@@ -116,9 +118,7 @@ class MovieFeatures:
         if spread > 0:
             self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread).astype(np.float32)
 
-    def transform(
-        self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+    def transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
         """Describe movies, also such as came after the fit.
 
         Parameters
@@ -135,12 +135,15 @@ class MovieFeatures:
         sources : ndarray of shape (dimensions,)
             The kind and name of each dimension's source.
         """
-        blocks, names = [np.empty((len(catalogue), 0))], []
+        gap, wide = pd.Series(np.nan, catalogue.index, dtype=object), {OVERVIEW: embeddings}
+        for kind, _, name in (key.partition("/") for key in self.arrays_.keys() - wide):
+            wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
+        return self._project(wide)
+
+    def _project(self, wide: dict[str, Any]) -> Described:
+        blocks, names = [np.empty((len(wide[OVERVIEW]), 0))], []
         for key, array in self.arrays_.items():
-            kind, _, name = key.partition("/")
-            gap = pd.Series(np.nan, catalogue.index, dtype=object)
-            wide = READERS[kind](embeddings if kind == "vector" else catalogue.get(name, gap))
-            blocks.append(np.nan_to_num(wide @ array[1:] - array[0], posinf=0, neginf=0))
+            blocks.append(np.nan_to_num(wide[key] @ array[1:] - array[0], posinf=0, neginf=0))
             names += [key] * len(array[0])
         vectors, sources = np.hstack(blocks), np.array(names, np.str_)
         numbers = vectors[:, is_number(sources)]

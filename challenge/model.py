@@ -1,6 +1,7 @@
-"""The rating model: fitted on ratings and a catalogue, it predicts the ratings of movies that nobody has rated."""
+"""The rating model: it predicts the ratings of movies that nobody has rated, says how sure it is, and why."""
 
-from time import perf_counter
+from copy import copy
+from threading import Lock
 from typing import Any, NamedTuple
 
 import lightgbm as lgb
@@ -8,190 +9,68 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from challenge.features import MovieFeatures, is_number
-from challenge.tables import RATINGS, TableError
-from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users, with_level
+from challenge.features import OVERVIEW, MovieFeatures, is_number
+from challenge.tables import RATINGS
+from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, with_level
 
-FOLDS = 5
-# Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
-# The numbers are the rounds in which the tastes' covariance is learned.
-PASSES = (0, 4)
 # Rows that are predicted at a time, so that memory stays bounded.
 CHUNK = 100_000
-TREES = {"learning_rate": 0.05, "num_leaves": 15, "min_data_in_leaf": 50}
-SAMPLES = {"feature_fraction": 0.7, "bagging_fraction": 0.7, "bagging_freq": 1}
-REPEATABLE = {"deterministic": True, "force_row_wise": True, "verbose": -1}
+# Levels at which the errors' quantiles are kept, the usual one, and the least error that is expected, in stars.
+LEVELS = np.linspace(0, 1, 1001)
+LEVEL = 0.9
+LEAST_REACH = 0.05
+# Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
+SHAPLEY = Lock()
+# A reason names so many of the user's ratings.
+REASONS = 3
+# For taste without a learned covariance, five folds and all.
+UNCOUPLED = np.ones((6, 1, 1), np.float32)
 
 
 class Movies(NamedTuple):
-    """Movies as ratings are predicted for them.
+    """Movies as ratings are predicted for them; in each array one more comes last, for movies that are unknown.
 
     Attributes
     ----------
     ids : Index of shape (movies,)
         Movie ids.
-    quality : ndarray of shape (movies,)
-        Expected stars above the mean.
-    numbers : ndarray of shape (movies, numeric columns)
+    numbers : ndarray of shape (movies + 1, numeric columns)
         The catalogue's numbers and dates.
-    taste : ndarray of shape (movies, dimensions)
-        What users' weights are multiplied with; the first dimension is the same for all movies.
+    expected : ndarray of shape (movies + 1,)
+        Stars that the public gives a movie, or gave it where it has ratings.
+    quality, overview_quality : ndarray of shape (movies + 1,)
+        Stars above the mean that the catalogue promises, and the overview's part in them.
+    taste, overview_taste : ndarray of shape (movies + 1, dimensions)
+        What users' weights are multiplied with, the first dimension being the same for all movies, and the overview's
+        part in it.
     """
 
     ids: "pd.Index[str]"
-    quality: Floats
     numbers: Floats
+    expected: Floats
+    quality: Floats
+    overview_quality: Floats
     taste: Floats
-
-
-def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[lgb.Booster, Floats]:
-    """Fit boosted trees, as many as predict held-out folds best.
-
-    Parameters
-    ----------
-    features : ndarray of shape (rows, features)
-        Without gaps.
-    target : ndarray of shape (rows,)
-        What is predicted.
-    folds : ndarray of shape (rows,)
-        The fold of each row's movie.
-    seed : int
-        Seed of the samples of rows and features.
-
-    Returns
-    -------
-    Booster
-        Fitted on all rows.
-    ndarray of shape (rows,)
-        Prediction of each row by trees that have not seen its fold.
-
-    References
-    ----------
-    Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
-    """
-    settings = TREES | SAMPLES | REPEATABLE | {"seed": seed}
-    data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
-    splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
-    stopping = lgb.early_stopping(50, verbose=False)
-    trial = lgb.cv(settings, data, 2000, folds=splits, callbacks=[stopping], return_cvbooster=True)["cvbooster"]
-    held_out = np.empty(len(target))
-    for booster, (_, rows) in zip(trial.boosters, splits):
-        held_out[rows] = booster.predict(features[rows], num_iteration=trial.best_iteration)
-    return lgb.train(settings, data, trial.best_iteration), held_out
+    overview_taste: Floats
 
 
 class RatingModel:
     """A rating is the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
 
-    Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
-    both. Every term of a training row is computed without the fold of its movie, the scales of the sources aside: so
-    the row looks like one to predict, whose movie nobody has rated.
-
     Parameters
     ----------
-    seed : int
-        Seed of the folds and of every random choice.
-
-    Attributes
-    ----------
-    arrays_ : dict of str to ndarray
-        All that was learned, as arrays of numbers and text.
-    report_ : dict
+    arrays : dict of str to ndarray
+        All that was learned and what from, as arrays of numbers and text.
+    report : dict
         What was learned from, how well held-out movies are predicted, and the seconds of each stage.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.features_ = MovieFeatures(seed)
-
-    def fit(self, ratings: pd.DataFrame, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "RatingModel":
-        """Learn from ratings of movies in the catalogue.
-
-        Parameters
-        ----------
-        ratings : DataFrame of shape (ratings, 3)
-            ``userId`` and ``movieId`` as categories of text, ``rating``; a pair comes once.
-        catalogue : DataFrame of shape (movies, columns)
-            Cells as text, by movie id.
-        embeddings : ndarray of shape (movies, dimensions)
-            Of the overviews; NaN where there is none.
-
-        Returns
-        -------
-        RatingModel
-            Itself.
-
-        Raises
-        ------
-        TableError
-            If the catalogue holds too few of the rated movies.
-        """
-        movie = catalogue.index.get_indexer(ratings["movieId"].cat.categories)[ratings["movieId"].cat.codes]
-        known = ratings[movie >= 0].assign(userId=lambda table: table["userId"].cat.remove_unused_categories())
-        rated, movie = np.unique(movie[movie >= 0], return_inverse=True)
-        if len(rated) < 2 * FOLDS:
-            raise TableError(f"the catalogue holds {len(rated)} of the rated movies; it takes {2 * FOLDS} or more")
-        clock = [perf_counter()]
-        vectors, sources = self.features_.fit(catalogue, embeddings).transform(catalogue, embeddings)
-        clock.append(perf_counter())
-        user, stars = known["userId"].cat.codes.to_numpy(np.intp), known["rating"].to_numpy(np.float32)
-        vectors, everyone, ones = vectors[rated], np.zeros_like(rated), np.ones_like(stars)
-        movie_fold = np.random.default_rng(self.seed).permutation(len(rated)) % FOLDS
-        folds, counts = movie_fold[movie], np.bincount(movie)
-        mean, taste, trust = stars.mean(), np.zeros_like(stars), counts / (counts + PRIOR)
-        for rounds in PASSES:
-            deviations = np.bincount(movie, stars - mean - taste) / counts
-            # The movies are the ratings of one user, the public.
-            opinions = Ratings(everyone, np.arange(len(rated)), movie_fold, deviations, np.sqrt(trust))
-            public = Taste(self.seed).fit(vectors, sources, opinions)
-            quality = public.held_out_
-            residuals = stars - mean - (trust * deviations + (1 - trust) * quality)[movie]
-            personal = Ratings(user, movie, folds, residuals.astype(np.float32), ones)
-            tastes = Taste(self.seed, rounds).fit(np.column_stack([quality, vectors]), ["quality", *sources], personal)
-            taste = tastes.held_out_
-        clock.append(perf_counter())
-        activity = np.bincount(user)
-        plain = mean + quality[movie] + taste
-        rows = np.column_stack([taste, quality[movie], activity[user], vectors[:, is_number(sources)][movie]])
-        self.trees_, correction = boost(rows, stars - plain, folds, self.seed)
-        clock.append(perf_counter())
-        self.arrays_ = self.features_.arrays_ | {
-            "users": known["userId"].cat.categories.to_numpy(np.str_),
-            "tastes": tastes.weights_,
-            "projection": tastes.projection_,
-            "activity": activity,
-            "quality": public.projection_ @ public.weights_[0],
-            "mean": mean,
-            "trees": np.array(self.trees_.model_to_string()),
-        }
-        # With a constant alone a user's regression is a shrunk mean.
-        level = np.full((len(rated), 1), PRIOR**-0.5, np.float32)
-        errors = {
-            "global mean": stars - mean,
-            "user mean": stars - mean - fit_users(level, personal._replace(stars=stars - mean))[1],
-            "user mean and movie quality": stars - mean - quality[movie] - fit_users(level, personal)[1],
-            "quality and taste": stars - plain,
-            "model": stars - plain - correction,
-        }
-        self.report_: dict[str, Any] = {
-            "rows": len(ratings),
-            "rows of movies in the catalogue": len(known),
-            "users": len(activity),
-            "movies": len(rated),
-            "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
-            "cross-validated mse": {name: float(np.mean(error**2)) for name, error in errors.items()},
-            "seconds": dict(zip(("features", "taste", "trees"), np.diff(clock).tolist())),
-        }
-        return self
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]], report: dict[str, Any]) -> "RatingModel":
-        """Return the model whose `arrays_` and `report_` these are."""
-        model = cls()
-        model.arrays_, model.report_ = arrays, report
-        model.features_.arrays_ = {key: array for key, array in arrays.items() if "/" in key}
-        model.trees_ = lgb.Booster(model_str=str(arrays["trees"]))
-        return model
+    def __init__(self, arrays: dict[str, NDArray[Any]], report: dict[str, Any]) -> None:
+        self.arrays = arrays
+        self.report = report
+        self.features = MovieFeatures()
+        self.features.arrays_ = {key: array for key, array in arrays.items() if "/" in key}
+        self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
     def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Movies:
         """Describe the movies that ratings will be asked for.
@@ -208,10 +87,17 @@ class RatingModel:
         Movies
             In the catalogue's order.
         """
-        vectors, sources = self.features_.transform(catalogue, embeddings)
-        quality = with_level(vectors) @ self.arrays_["quality"]
-        taste = with_level(quality, vectors) @ self.arrays_["projection"]
-        return Movies(catalogue.index, quality, vectors[:, is_number(sources)], taste)
+        vectors, sources = self.features.transform(catalogue, embeddings)
+        vectors = np.pad(vectors, ((0, 1), (0, 0)))
+        overview = np.where(sources == OVERVIEW, vectors, 0)
+        learned = self.arrays
+        quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
+        taste = with_level(quality, vectors) @ learned["projection"]
+        overview_taste = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
+        expected, places = learned["mean"] + quality, catalogue.index.get_indexer(pd.Index(learned["movies"]))
+        expected[places[places >= 0]] = learned["expected"][places >= 0]
+        numbers = vectors[:, is_number(sources)]
+        return Movies(catalogue.index, numbers, expected, quality, overview_quality, taste, overview_taste)
 
     def predict(self, pairs: pd.DataFrame, movies: Movies) -> Floats:
         """Predict ratings.
@@ -226,17 +112,126 @@ class RatingModel:
         Returns
         -------
         ndarray of shape (pairs,)
-            Ratings from 1 to 5. An unknown user counts as an average one; an unknown movie gets the user's level.
+            Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
         """
-        users = pd.Index(self.arrays_["users"]).get_indexer(pairs["userId"].cat.categories)[pairs["userId"].cat.codes]
-        places = movies.ids.get_indexer(pairs["movieId"].cat.categories)[pairs["movieId"].cat.codes]
-        # The index -1, unknown, is the last: a user without any taste.
-        tastes = np.pad(self.arrays_["tastes"], ((0, 1), (0, 0)))
-        activity = np.append(self.arrays_["activity"], 0)
-        ratings: Floats = self.arrays_["mean"] + tastes[users, 0] * movies.taste[0, 0]
-        for rows in np.array_split(np.flatnonzero(places >= 0), 1 + len(places) // CHUNK):
-            user, movie = users[rows], places[rows]
-            taste = np.einsum("ij,ij->i", tastes[user], movies.taste[movie])
-            features = np.column_stack([taste, movies.quality[movie], activity[user], movies.numbers[movie]])
-            ratings[rows] = self.arrays_["mean"] + taste + movies.quality[movie] + self.trees_.predict(features)
+        user, movie = self._locate(pairs, movies)
+        ratings = np.empty(len(pairs))
+        for rows in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // CHUNK):
+            features = self._features(user[rows], movie[rows], movies)
+            ratings[rows] = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
         return np.clip(ratings, *RATINGS)
+
+    def explain(self, pairs: pd.DataFrame, movies: Movies, level: float = LEVEL) -> pd.DataFrame:
+        """Predict ratings, how far they may be off, and why.
+
+        Parameters
+        ----------
+        pairs : DataFrame of shape (pairs, 2)
+            As of `predict`.
+        movies : Movies
+            What `describe` returned.
+        level : float
+            Share of the true ratings that shall lie in the intervals.
+
+        Returns
+        -------
+        DataFrame of shape (pairs, 4)
+            ``rating``, ``low`` and ``high``, and ``why``: stars that add up to the rating, and the user's ratings that
+            weigh most in his taste for the movie.
+
+        References
+        ----------
+        Papadopoulos et al. 2002, Inductive confidence machines for regression (normalised conformal intervals);
+        Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
+        """
+        learned, (user, movie) = self.arrays, self._locate(pairs, movies)
+        features = self._features(user, movie, movies)
+        with SHAPLEY:
+            shares = self.trees.predict(features, pred_contrib=True)
+        rating = self.predict(pairs, movies)
+        reach = np.interp(level, LEVELS, learned["scores"]) * np.maximum(self.reach.predict(features), LEAST_REACH)
+        habit, quality = learned["tastes"][user, 0] * movies.taste[movie, 0], movies.overview_quality[movie]
+        overview = np.einsum("ij,ij->i", learned["tastes"][user], movies.overview_taste[movie])
+        why = pd.DataFrame(
+            {
+                "baseline": np.full(len(pairs), learned["mean"], float),
+                "user": habit + shares[:, 2] + shares[:, 3],
+                "quality": features[:, 1] - quality + shares[:, 1],
+                "taste": features[:, 0] - habit - overview + shares[:, 0],
+                "overview": quality + overview,
+            }
+        )
+        why["rest"] = rating - why.sum(axis=1)
+        reasons = self._reasons(user, movie, movies)
+        told = [stars | {"because": reason} for stars, reason in zip(why.to_dict("records"), reasons)]
+        low, high = np.clip([rating - reach, rating + reach], *RATINGS)
+        return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told})
+
+    def update(self, ratings: pd.DataFrame, movies: Movies) -> "RatingModel":
+        """Return a model that knows more ratings; the tastes of their users are learned anew, all else stays.
+
+        Parameters
+        ----------
+        ratings : DataFrame of shape (ratings, 3)
+            As of `fitting.fit_model`; the users may be new. What the catalogue lacks counts for nothing.
+        movies : Movies
+            What `describe` returned.
+
+        Returns
+        -------
+        RatingModel
+            A new one.
+        """
+        old, new = self.arrays, copy(self)
+        first_user, first_movie = len(old["users"]), len(old["movies"])
+        user, users = pd.factorize(np.append(old["users"], ratings["userId"]))
+        movie, names = pd.factorize(np.append(old["movies"], ratings["movieId"]))
+        user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
+        added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
+        new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
+        new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
+        new.arrays |= {name: np.pad(old[name], more) for name in ("activity", "spread")}
+        history = new._history(user, movies)
+        if history.users.size:
+            concerned, index = np.unique(history.users, return_inverse=True)
+            tastes = fit_users(movies.taste, history._replace(users=index), UNCOUPLED[:2])[0]
+            new.arrays["tastes"][concerned], new.arrays["activity"][concerned] = tastes, np.bincount(index)
+        return new
+
+    def _history(self, users: Indices, movies: Movies) -> Ratings:
+        """Return all ratings of some users, the last of each pair, as far as their movies are in the catalogue."""
+        learned = self.arrays
+        rows = np.flatnonzero(np.isin(learned["user"], users))
+        places = movies.ids.get_indexer(pd.Index(learned["movies"]))[learned["movie"][rows]]
+        pairs = pd.DataFrame({"user": learned["user"][rows], "place": places, "stars": learned["stars"][rows]})
+        pairs = pairs[places >= 0].drop_duplicates(["user", "place"], keep="last")
+        user, place = pairs["user"].to_numpy(), pairs["place"].to_numpy()
+        stars = (pairs["stars"].to_numpy() - movies.expected[place]).astype(np.float32)
+        return Ratings(user, place, np.zeros_like(place), stars, np.ones_like(stars))
+
+    def _locate(self, pairs: pd.DataFrame, movies: Movies) -> list[Indices]:
+        """Return the places of users and of movies; -1, the last, is unknown."""
+        ids: dict[str, pd.Index[str]] = {"userId": pd.Index(self.arrays["users"]), "movieId": movies.ids}
+        return [index.get_indexer(pairs[name].cat.categories)[pairs[name].cat.codes] for name, index in ids.items()]
+
+    def _features(self, user: Indices, movie: Indices, movies: Movies) -> Floats:
+        learned = self.arrays
+        taste = np.einsum("ij,ij->i", learned["tastes"][user], movies.taste[movie])
+        habits = np.column_stack([learned["activity"], learned["spread"]])[user]
+        return np.column_stack([taste, movies.quality[movie], habits, movies.numbers[movie]])
+
+    def _reasons(self, user: Indices, movie: Indices, movies: Movies) -> list[dict[str, float]]:
+        """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
+        reasons: list[dict[str, float]] = [{} for _ in user]
+        history = self._history(np.unique(user), movies)
+        concerned, index = np.unique(history.users, return_inverse=True)
+        for batch, places, there in batches(index, movies.taste.shape[1]):
+            rated, target = history.movies[places], history.stars[places][..., None]
+            shares = there[..., None] * solve(movies.taste[rated], target, there[..., None], UNCOUPLED[:1])
+            pulls = (movies.taste[rated] * shares)[..., 1:]
+            for one, own, pull in zip(concerned[batch], rated, pulls):
+                for row in np.flatnonzero(user == one):
+                    stars = pull @ movies.taste[movie[row], 1:]
+                    best = np.argsort(-np.abs(stars))[:REASONS]
+                    reasons[row] = dict(zip(movies.ids[own[best]], stars[best].tolist()))
+        return reasons

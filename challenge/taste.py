@@ -4,24 +4,31 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
-DIMENSIONS = 128
+DIMENSIONS = 256
 # A shrunk mean counts its prior as so many ratings.
 PRIOR = 5.0
-# The prior is learned from so many users, and from so many ratings of theirs in all.
-LEARNERS = 150
-LEARNER_RATINGS = 30_000
-ROUNDS = 12
-# The prior of how weights go together counts as so many users.
-PSEUDO_USERS = 100
+# The scales are learned from so many users, and from so many ratings of theirs in all.
+LEARNERS = 100
+LEARNER_RATINGS = 20_000
+ROUNDS = 8
 START = 0.2
+# How weights go together is learned from so many users and for so many main axes; that they do not go together counts
+# as so many users.
+COUPLED = 2_000
+AXES = 32
+PSEUDO_USERS = 100
 TINY = 1e-9
+# A system counts as solved at such a share of its first residual's squared norm, or after so many steps.
+SOLVED = 1e-5
+STEPS = 200
 # Numbers that are held at a time for a batch of users.
-BATCH = 4_000_000
+BATCH = 1_000_000
 
 
 class Ratings(NamedTuple):
@@ -98,12 +105,55 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     columns, size = rows.transpose(0, 2, 1), min(rows.shape[1:])
     if size < rows.shape[2]:
         inverse = np.linalg.inv(rows @ columns + np.eye(size, dtype=rows.dtype))
-        return columns @ (inverse @ target), np.einsum("bij,bij->bj", inverse @ rows, rows)
+        return columns @ (inverse @ target), ((inverse @ rows) * rows).sum(axis=1)
     inverse = np.linalg.inv(columns @ rows + np.eye(size, dtype=rows.dtype))
     return inverse @ (columns @ target), 1 - np.diagonal(inverse, axis1=1, axis2=2)
 
 
-def fit_users(vectors: Floats, ratings: Ratings, noise: float = 1.0, rounds: int = 0) -> tuple[Floats, Floats]:
+def couple(weights: Floats, prior: Floats) -> Floats:
+    """Multiply weights of shape (batch, dimensions, parts) by each part's prior covariance of the first axes."""
+    axes = prior.shape[1]
+    return np.concatenate([np.einsum("pij,bjp->bip", prior, weights[:, :axes]), weights[:, axes:]], axis=1)
+
+
+def solve(rows: Floats, target: Floats, kept: NDArray[np.bool_], prior: Floats) -> Floats:
+    """Solve (K + 1) x = target by conjugate gradients, K being the kernel of each user's ratings.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (batch, ratings, dimensions)
+        Movie vectors.
+    target : ndarray of shape (batch, ratings, 1)
+        What is predicted.
+    kept : ndarray of shape (batch, ratings, parts)
+        False where a part is without the rating.
+    prior : ndarray of shape (parts, axes, axes)
+        As of `couple`.
+
+    Returns
+    -------
+    ndarray of shape (batch, ratings, parts)
+        Zero where a part is without the rating.
+
+    References
+    ----------
+    Hestenes and Stiefel 1952, Methods of conjugate gradients for solving linear systems.
+    """
+    columns, residual = np.ascontiguousarray(rows.transpose(0, 2, 1)), target * kept
+    direction, solution, size = residual, np.zeros_like(residual), np.square(residual).sum(axis=1, keepdims=True)
+    solved = SOLVED * size
+    for _ in range(STEPS):
+        if (size <= solved).all():
+            break
+        image = kept * (rows @ couple(columns @ direction, prior)) + direction
+        step = size / np.maximum((direction * image).sum(axis=1, keepdims=True), TINY)
+        solution, residual = solution + step * direction, residual - step * image
+        before, size = np.maximum(size, TINY), np.square(residual).sum(axis=1, keepdims=True)
+        direction = residual + size / before * direction
+    return solution
+
+
+def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats, Floats]:
     """Fit each user's weights on all ratings, and on all but each fold.
 
     Parameters
@@ -112,11 +162,9 @@ def fit_users(vectors: Floats, ratings: Ratings, noise: float = 1.0, rounds: int
         Scaled such that the prior of a weight is the unit normal in units of the noise.
     ratings : Ratings
         What is learned from.
-    noise : float
-        Variance of a rating that no taste explains, in squared stars.
-    rounds : int
-        Steps of expectation maximisation that learn how the weights of all users go together; without a fold's ratings
-        where they are to predict that fold.
+    prior : ndarray of shape (folds + 1, axes, axes)
+        Covariance of the first weights where each fold is left out, and where none is; that of the others is the unit
+        matrix.
 
     Returns
     -------
@@ -124,33 +172,69 @@ def fit_users(vectors: Floats, ratings: Ratings, noise: float = 1.0, rounds: int
         Posterior means.
     held_out : ndarray of shape (ratings,)
         Prediction of each rating from the ratings of other folds.
+    """
+    users, movies, folds, stars, roots = ratings
+    weights = np.zeros((users.max() + 1, vectors.shape[1]), np.float32)
+    held_out = np.zeros(len(users), np.float32)
+    for batch, places, there in batches(users, vectors.shape[1]):
+        rows, trust, fold = vectors[movies[places]], (there * roots[places])[..., None], folds[places][..., None]
+        kept = there[..., None] & (fold != np.arange(len(prior)))
+        shares = trust * solve(rows * trust, stars[places][..., None] * trust, kept, prior)
+        weight = couple(rows.transpose(0, 2, 1) @ shares, prior)
+        held_out[places[there]] = np.take_along_axis(rows @ weight, fold, axis=2)[there][:, 0]
+        weights[batch] = weight[..., -1]
+    return weights, held_out
+
+
+def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
+    """Return the ratings of at most so many users, drawn at random."""
+    drawn = np.random.default_rng(seed).permutation(ratings.users.max() + 1)[:most]
+    rows = np.isin(ratings.users, drawn)
+    users, movies, folds, stars, roots = ratings
+    return Ratings(np.unique(users[rows], return_inverse=True)[1], movies[rows], folds[rows], stars[rows], roots[rows])
+
+
+def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rounds: int) -> Floats:
+    """Learn how the weights of all users go together, without a fold's ratings where they are to predict that fold.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (movies, axes)
+        As of `fit_users`.
+    ratings : Ratings
+        What is learned from.
+    parts : int
+        Number of folds, and one.
+    noise : float
+        Variance of a rating that no taste explains, in squared stars.
+    rounds : int
+        Steps of expectation maximisation.
+
+    Returns
+    -------
+    ndarray of shape (parts, axes, axes)
+        The prior of `fit_users`.
 
     References
     ----------
     Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
     """
     users, movies, folds, stars, roots = ratings
-    size, width, unit = int(users.max()) + 1, vectors.shape[1], np.eye(vectors.shape[1], dtype=np.float32)
-    weights, held_out = np.zeros((size, width), np.float32), np.zeros(len(users), np.float32)
-    # One part a fold, to be left out; the last part is empty.
-    parts = range(folds.max() + 2)
-    precision = [unit for _ in parts]
-    for _ in range(rounds + 1):
-        spread = [PSEUDO_USERS * unit for _ in parts]
-        for batch, places, there in batches(users, width):
-            rows, trust = vectors[movies[places]], (there * roots[places] ** 2)[..., None]
-            inside = [there & (folds[places] == part) for part in parts]
-            columns = [(rows * trust * mask[..., None]).transpose(0, 2, 1) for mask in inside]
-            grams, moments = [side @ rows for side in columns], [side @ stars[places][..., None] for side in columns]
-            gram, moment = sum(grams), sum(moments)
-            for part in parts:
-                covariance = np.linalg.inv(gram - grams[part] + precision[part])
-                weight = covariance @ (moment - moments[part])
-                spread[part] = spread[part] + weight[..., 0].T @ weight[..., 0] / noise + covariance.sum(axis=0)
-                held_out[places[inside[part]]] = (rows @ weight)[inside[part]][:, 0]
-            weights[batch] = weight[..., 0]
-        precision = [np.linalg.inv(total / (size + PSEUDO_USERS)).astype(np.float32) for total in spread]
-    return weights, held_out
+    size, width = users.max() + 1, vectors.shape[1]
+    grams, moments = np.zeros((parts, size, width, width), np.float32), np.zeros((parts, size, width, 1), np.float32)
+    for batch, places, there in batches(users, width):
+        rows, target = vectors[movies[places]], stars[places][..., None]
+        for part in range(parts):
+            trust = ((there & (folds[places] != part)) * roots[places] ** 2)[..., None]
+            columns = np.ascontiguousarray((rows * trust).transpose(0, 2, 1))
+            grams[part, batch], moments[part, batch] = columns @ rows, columns @ target
+    prior = unit = np.stack([np.eye(width, dtype=np.float32)] * parts)
+    for _ in range(rounds):
+        covariance = np.linalg.inv(grams + np.linalg.inv(prior)[:, None])
+        weights = (covariance @ moments)[..., 0]
+        spread = weights.transpose(0, 2, 1) @ weights / noise + covariance.sum(axis=1)
+        prior = (PSEUDO_USERS * unit + spread) / (PSEUDO_USERS + size)
+    return prior
 
 
 class Taste:
@@ -159,29 +243,28 @@ class Taste:
     Parameters
     ----------
     seed : int
-        Seed of the sample of users that the prior is learned from.
-    rounds : int
-        As in `fit_users`.
+        Seed of the sample of users that the scales are learned from.
 
     Attributes
     ----------
+    scales_ : ndarray of shape (1 + dimensions,)
+        Prior deviation of a user's weights, in units of the noise's deviation; the first is of a constant.
+    noise_ : float
+        Variance of a rating that no taste explains, in squared stars.
+    strengths_ : dict of str to float
+        By source, the deviation in stars between movies that a user's taste for it is expected to make.
     projection_ : ndarray of shape (1 + dimensions, at most DIMENSIONS)
-        The main axes of movie vectors whose sources are scaled by what they are worth; the first is a constant.
+        The main axes of the scaled movie vectors, such that the prior of weights on them is the unit normal.
     weights_ : ndarray of shape (users, at most DIMENSIONS)
         Each user's posterior mean.
     held_out_ : ndarray of shape (ratings,)
         Prediction of each rating from its user's ratings of other folds.
-
-    References
-    ----------
-    MacKay 1992, Bayesian interpolation, section 4: the scales maximise the marginal likelihood of all users' ratings.
     """
 
-    def __init__(self, seed: int = 0, rounds: int = 0) -> None:
+    def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.rounds = rounds
 
-    def fit(self, vectors: Floats, sources: Iterable[str], ratings: Ratings) -> "Taste":
+    def fit(self, vectors: Floats, sources: Iterable[str], ratings: Ratings, rounds: int = 0) -> "Taste":
         """Learn the prior, then each user's weights on all ratings and on all but each fold.
 
         Parameters
@@ -189,9 +272,11 @@ class Taste:
         vectors : ndarray of shape (movies, dimensions)
             Movie vectors.
         sources : iterable of str, of length dimensions
-            The source of each dimension; the dimensions of one source share their prior.
+            The source of each dimension; the dimensions of one source share their scale. A later fit keeps the scales.
         ratings : Ratings
             What is learned from.
+        rounds : int
+            As of `learn_prior`.
 
         Returns
         -------
@@ -199,35 +284,42 @@ class Taste:
             Itself.
         """
         design = with_level(vectors)
-        scales, noise = self._learn_scales(design, np.unique(["level", *sources], return_inverse=True)[1], ratings)
-        scaled = design[:, 1:] * scales[1:]
+        if not hasattr(self, "scales_"):
+            self._learn_scales(design, np.unique(["level", *sources], return_inverse=True)[1], ratings)
+        scaled = design[:, 1:] * self.scales_[1:]
+        stars = self.noise_ * pd.Series(scaled.var(axis=0)).groupby(list(sources)).sum()
+        self.strengths_ = np.sqrt(stars).to_dict()
         axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
-        self.projection_ = np.zeros((len(scales), 1 + axes.shape[1]), np.float32)
-        self.projection_[0, 0], self.projection_[1:, 1:] = scales[0], scales[1:, None] * axes
-        self.weights_, self.held_out_ = fit_users(design @ self.projection_, ratings, noise, self.rounds)
+        self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)
+        self.projection_[0, 0], self.projection_[1:, 1:] = self.scales_[0], self.scales_[1:, None] * axes
+        axes, parts = self.projection_[:, :AXES], ratings.folds.max() + 2
+        coupled = sample(ratings, COUPLED if rounds else 1, self.seed)
+        prior = learn_prior(design @ axes, coupled, parts, self.noise_, rounds)
+        self.weights_, self.held_out_ = fit_users(design @ self.projection_, ratings, prior)
+        # From here on the prior's covariance is part of the axes.
+        root = np.linalg.cholesky(prior[-1])
+        self.projection_[:, :AXES] = self.projection_[:, :AXES] @ root
+        self.weights_[:, :AXES] = np.linalg.solve(root, self.weights_[:, :AXES].T).T
         return self
 
-    def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> tuple[Floats, float]:
-        """Return the prior deviation of each dimension's weights, in units of the noise's, and the noise's variance."""
-        learners = np.random.default_rng(self.seed).permutation(ratings.users.max() + 1)[:LEARNERS]
-        chosen = np.flatnonzero(np.isin(ratings.users, learners))
-        users = np.unique(ratings.users[chosen], return_inverse=True)[1]
-        movies, stars, roots = ratings.movies[chosen], ratings.stars[chosen], ratings.roots[chosen]
-        problems, count = [], 0
+    def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> None:
+        """Maximise the marginal likelihood of some users' ratings (MacKay 1992, Bayesian interpolation, section 4)."""
+        users, movies, _, stars, roots = sample(ratings, LEARNERS, self.seed)
+        most, problems, count = LEARNER_RATINGS // (users.max() + 1), [], 0
         for _, places, there in batches(users, len(sources)):
-            places, there = places[:, : LEARNER_RATINGS // len(learners)], there[:, : LEARNER_RATINGS // len(learners)]
-            weight = (there * roots[places])[..., None]
-            problems.append((design[movies[places]] * weight, stars[places][..., None] * weight))
+            places, there = places[:, :most], there[:, :most]
+            trust = (there * roots[places])[..., None]
+            problems.append((design[movies[places]] * trust, stars[places][..., None] * trust))
             count += there.sum()
-        scales = np.full(len(sources), START, np.float32)
+        self.scales_ = np.full(len(sources), START, np.float32)
         for _ in range(ROUNDS):
             size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
             for rows, target in problems:
-                weights, determined = evidence(rows * scales, target)
+                weights, determined = evidence(rows * self.scales_, target)
                 size += (weights[..., 0] ** 2).sum(axis=0)
                 known += determined.sum(axis=0)
-                error += np.square(target - rows @ (scales[:, None] * weights)).sum()
-            noise = error / max(count - known.sum(), 1)
-            growth = np.bincount(sources, size) / np.bincount(sources, known) / noise
-            scales = (scales * np.sqrt(growth[sources])).astype(np.float32)
-        return scales, float(noise)
+                error += np.square(target - rows @ (self.scales_[:, None] * weights)).sum()
+            self.noise_ = float(error / max(count - known.sum(), 1))
+            growth = np.bincount(sources, size) / np.bincount(sources, known) / self.noise_
+            # A scale that is almost none would make numbers so small that a processor is slow at them.
+            self.scales_ = np.maximum(self.scales_ * np.sqrt(growth[sources]), TINY).astype(np.float32)

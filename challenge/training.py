@@ -1,16 +1,18 @@
 """The model that serves, and the training that replaces it."""
 
 import logging
-from threading import Lock
+from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from challenge import store
 from challenge.encoder import encode
+from challenge.fitting import fit_model
 from challenge.model import Movies, RatingModel
 from challenge.settings import Settings
 from challenge.tables import read_catalogue
@@ -39,8 +41,9 @@ class Service:
         self.settings = settings
         self.model = store.load(settings.models)
         self._training = Lock()
-        self._describing = Lock()
-        self._described: tuple[tuple[RatingModel, int], Movies] | None = None
+        self._preparing = RLock()
+        self._state: tuple[RatingModel, int] | None = None
+        self._prepared: tuple[RatingModel, Movies]
 
     def train(self, ratings: pd.DataFrame) -> dict[str, Any]:
         """Train on ratings and the catalogue; the new model serves at once, the earlier one until then.
@@ -66,48 +69,65 @@ class Service:
             started = perf_counter()
             catalogue, embeddings = self._read_catalogue(self.settings.encoder)
             seconds = {"encoder": perf_counter() - started}
-            model = RatingModel(self.settings.seed).fit(ratings, catalogue, embeddings)
-            model.report_ |= {"encoder": self.settings.encoder, "seconds": seconds | model.report_["seconds"]}
+            if len(added := store.added(self.settings.models)):
+                ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
+            # Several threads only wait for each other at so many small systems of equations.
+            with threadpool_limits(limits=1, user_api="blas"):
+                model = fit_model(ratings, catalogue, embeddings, self.settings.seed)
+            model.report |= {"encoder": self.settings.encoder, "seconds": seconds | model.report["seconds"]}
             store.save(model, self.settings.models)
             self.model = model
         finally:
             self._training.release()
-        logger.info("trained: %s", model.report_)
-        return model.report_
+        logger.info("trained: %s", model.report)
+        return model.report
 
-    def predict(self, pairs: pd.DataFrame) -> "pd.Series[float]":
-        """Predict ratings by the model that serves.
+    def rate(self, ratings: pd.DataFrame) -> None:
+        """Keep more ratings for good; from now on predictions know them.
 
         Parameters
         ----------
-        pairs : DataFrame
+        ratings : DataFrame
             Of `tables.read_pairs`.
-
-        Returns
-        -------
-        Series of shape (pairs,)
-            A rating from 1 to 5 a row, by row number.
 
         Raises
         ------
         NotTrainedError
             If there was no training yet.
         """
-        if (model := self.model) is None:
+        with self._preparing:
+            model, movies = self.serving()
+            store.add(ratings, self.settings.models)
+            self._prepared = model.update(ratings, movies), movies
+
+    def serving(self) -> tuple[RatingModel, Movies]:
+        """Prepare to predict.
+
+        Returns
+        -------
+        model : RatingModel
+            Of the last training; ratings that were added since are known to it.
+        movies : Movies
+            As the catalogue now has them.
+
+        Raises
+        ------
+        NotTrainedError
+            If there was no training yet.
+        """
+        if (trained := self.model) is None:
             raise NotTrainedError("there is no model yet: POST ratings to /ratings/train first")
-        return pd.Series(model.predict(pairs, self._describe(model)))
+        path = self.settings.catalogue
+        state = (trained, path.stat().st_mtime_ns if path.exists() else 0)
+        with self._preparing:
+            if self._state != state:
+                # The encoder that the model was trained with: the setting may have changed since.
+                movies = trained.describe(*self._read_catalogue(trained.report["encoder"]))
+                self._prepared = trained.update(store.added(self.settings.models), movies), movies
+                self._state = state
+            return self._prepared
 
     def _read_catalogue(self, encoder: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
         catalogue = read_catalogue(self.settings.catalogue)
         texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
         return catalogue, encode(texts, encoder, self.settings.max_tokens, cache)
-
-    def _describe(self, model: RatingModel) -> Movies:
-        """Describe the movies as the catalogue now has them; a movie that came after the training counts too."""
-        path = self.settings.catalogue
-        state = (model, path.stat().st_mtime_ns if path.exists() else 0)
-        with self._describing:
-            if self._described is None or self._described[0] != state:
-                # The encoder that the model was trained with: the setting may have changed since.
-                self._described = (state, model.describe(*self._read_catalogue(model.report_["encoder"])))
-            return self._described[1]

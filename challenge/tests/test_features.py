@@ -39,7 +39,7 @@ def test_tokens(cell: str, found: list[str]) -> None:
 
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
-    vectors, sources = MovieFeatures().fit(CATALOGUE, EMBEDDINGS).transform(CATALOGUE, EMBEDDINGS)
+    vectors, sources = MovieFeatures().fit_transform(CATALOGUE, EMBEDDINGS)
     kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding", "curves"}
     assert set(sources) == kinds
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
@@ -47,7 +47,7 @@ def test_kinds() -> None:
 
 def test_centred_and_scaled() -> None:
     """A source's vectors are centred, their mean square norm is 1, and gaps lie at the centre."""
-    vectors, sources = MovieFeatures().fit(CATALOGUE, EMBEDDINGS).transform(CATALOGUE, EMBEDDINGS)
+    vectors, sources = MovieFeatures().fit_transform(CATALOGUE, EMBEDDINGS)
     for source, known in (("number/budget", [0, 2, 3]), ("vector/overview embedding", [0, 1, 2])):
         block = vectors[:, sources == source]
         np.testing.assert_allclose(block[known].mean(axis=0), 0, atol=1e-6)
@@ -57,8 +57,9 @@ def test_centred_and_scaled() -> None:
 
 def test_later_movies() -> None:
     """Movies that come later are described as the same movies were in the fit; missing columns count as empty."""
-    features = MovieFeatures().fit(CATALOGUE, EMBEDDINGS)
-    whole, sources = features.transform(CATALOGUE, EMBEDDINGS)
+    features = MovieFeatures()
+    whole, sources = features.fit_transform(CATALOGUE, EMBEDDINGS)
+    np.testing.assert_array_equal(features.transform(CATALOGUE, EMBEDDINGS)[0], whole)
     part, _ = features.transform(CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
     np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
     without, _ = features.transform(CATALOGUE.drop(columns="budget"), EMBEDDINGS)
@@ -67,7 +68,8 @@ def test_later_movies() -> None:
 
 def test_numbers_without_bounds() -> None:
     """A number too large to be one counts as a gap."""
-    features = MovieFeatures().fit(CATALOGUE, EMBEDDINGS)
+    features = MovieFeatures()
+    features.fit_transform(CATALOGUE, EMBEDDINGS)
     vectors, sources = features.transform(CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
     assert np.isfinite(vectors).all()
     assert not vectors[:3, sources == "number/budget"].any()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from challenge.taste import Ratings, Taste, batches, evidence, fit_users
+from challenge.taste import Floats, Ratings, Taste, batches, evidence, fit_users, learn_prior, sample, solve
 
 RANDOM = np.random.default_rng(5)
 
@@ -36,23 +36,56 @@ def test_evidence(ratings: int) -> None:
         np.testing.assert_allclose(share, 1 - np.diag(covariance), atol=1e-9)
 
 
+def some_prior(parts: int, axes: int) -> Floats:
+    """Return random covariances."""
+    roots = RANDOM.normal(size=(parts, axes, axes)).astype(np.float32)
+    return roots @ roots.transpose(0, 2, 1) + np.eye(axes, dtype=np.float32)
+
+
+def test_solve() -> None:
+    """Conjugate gradients come where a direct solution comes; a part without any rating gives zeros."""
+    rows = RANDOM.normal(size=(2, 9, 4)).astype(np.float32)
+    target, prior = RANDOM.normal(size=(2, 9, 1)).astype(np.float32), some_prior(3, 2)
+    kept = RANDOM.random((2, 9, 3)) < 0.7
+    kept[..., 2] = False
+    found = solve(rows, target, kept, prior)
+    for row, value, there, solution in zip(rows, target, kept, found):
+        for part in range(3):
+            covariance = np.eye(4)
+            covariance[:2, :2] = prior[part]
+            kernel = (row @ covariance @ row.T)[np.ix_(there[:, part], there[:, part])]
+            expected = np.linalg.solve(kernel + np.eye(len(kernel)), value[there[:, part], 0])
+            np.testing.assert_allclose(solution[there[:, part], part], expected, rtol=0.02, atol=0.02)
+            assert not solution[~there[:, part], part].any()
+
+
 def test_fit_users_holds_out() -> None:
     """Weights are the weighted ridge regression's; held-out predictions those of a fit on the other folds."""
     vectors = RANDOM.normal(size=(30, 4)).astype(np.float32)
-    ratings = some_ratings(5, 30, 80)
-    weights, held_out = fit_users(vectors, ratings)
+    ratings, prior = some_ratings(5, 30, 80), some_prior(4, 2)
+    weights, held_out = fit_users(vectors, ratings, prior)
     for user in range(5):
         for fold in range(4):
+            precision = np.eye(4)
+            precision[:2, :2] = np.linalg.inv(prior[fold])
             rest = (ratings.users == user) & (ratings.folds != fold)
-            rows, weighted = (
-                vectors[ratings.movies[rest]],
-                vectors[ratings.movies[rest]] * ratings.roots[rest, None] ** 2,
-            )
-            expected = np.linalg.solve(weighted.T @ rows + np.eye(4), weighted.T @ ratings.stars[rest])
+            rows = vectors[ratings.movies[rest]]
+            weighted = rows * ratings.roots[rest, None] ** 2
+            expected = np.linalg.solve(weighted.T @ rows + precision, weighted.T @ ratings.stars[rest])
             own = (ratings.users == user) & (ratings.folds == fold)
-            np.testing.assert_allclose(held_out[own], vectors[ratings.movies[own]] @ expected, atol=1e-4)
+            np.testing.assert_allclose(held_out[own], vectors[ratings.movies[own]] @ expected, atol=0.02)
         # There is no fold 3: the last fit was on all of the user's ratings.
-        np.testing.assert_allclose(weights[user], expected, atol=1e-4)
+        np.testing.assert_allclose(weights[user], expected, atol=0.02)
+
+
+def test_sample() -> None:
+    """All ratings of the users drawn come along, the users numbered anew."""
+    ratings = some_ratings(20, 30, 200)
+    drawn = sample(ratings, 4, 0)
+    assert set(drawn.users) == set(range(4))
+    assert len(drawn.stars) in {np.isin(ratings.stars, drawn.stars).sum()}
+    counts = np.bincount(ratings.users)
+    assert set(np.bincount(drawn.users)) <= set(counts)
 
 
 def test_taste_finds_the_source_that_counts() -> None:
@@ -70,11 +103,21 @@ def test_taste_finds_the_source_that_counts() -> None:
     assert np.corrcoef(taste.held_out_, signal)[0, 1] > 0.9
 
 
-def test_fit_users_learns_how_weights_go_together() -> None:
+def test_prior_learns_how_weights_go_together() -> None:
     """Where all users' tastes lie along one axis, learning that predicts held-out ratings better."""
     vectors = RANDOM.normal(size=(300, 12)).astype(np.float32)
     ratings = some_ratings(200, 300, 4000)._replace(roots=np.ones(4000))
     axis = (vectors.sum(axis=1) / 12**0.5)[ratings.movies] * RANDOM.normal(size=200)[ratings.users]
     ratings = ratings._replace(stars=(ratings.stars + axis).astype(np.float32))
-    errors = [np.mean((fit_users(vectors, ratings, rounds=rounds)[1] - axis) ** 2) for rounds in (0, 4)]
+    priors = [learn_prior(vectors, ratings, 4, 1.0, rounds) for rounds in (0, 4)]
+    errors = [np.mean((fit_users(vectors, ratings, prior)[1] - axis) ** 2) for prior in priors]
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_prior_leaves_the_fold_out() -> None:
+    """What a fold's ratings say does not come into the prior that predicts them."""
+    vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
+    changed = ratings._replace(stars=np.where(ratings.folds == 1, -9, ratings.stars).astype(np.float32))
+    first, second = (learn_prior(vectors, some, 4, 1.0, 3) for some in (ratings, changed))
+    np.testing.assert_allclose(first[1], second[1], rtol=1e-5)
+    assert not np.allclose(first[0], second[0], rtol=0.1)

@@ -1,0 +1,156 @@
+"""Fitting the rating model, every term of a training row without its movie's fold."""
+
+from time import perf_counter
+
+import lightgbm as lgb
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from challenge.features import MovieFeatures, is_number
+from challenge.model import LEAST_REACH, LEVEL, LEVELS, UNCOUPLED, RatingModel
+from challenge.tables import RATINGS, TableError
+from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users
+
+# Folds by movie, as many as `UNCOUPLED` is for.
+FOLDS = len(UNCOUPLED) - 1
+# Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
+# The numbers are the rounds in which the tastes' covariance is learned.
+PASSES = (0, 4)
+TREES = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 50}
+SAMPLES = {"feature_fraction": 0.7, "bagging_fraction": 0.7, "bagging_freq": 1}
+REPEATABLE = {"deterministic": True, "force_row_wise": True, "verbose": -1}
+RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
+# A report names so many of the catalogue's columns.
+STRONGEST = 10
+
+
+def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
+    """Fit boosted trees, as many as predict held-out folds best.
+
+    Parameters
+    ----------
+    features : ndarray of shape (rows, features)
+        Without gaps.
+    target : ndarray of shape (rows,)
+        What is predicted.
+    folds : ndarray of shape (rows,)
+        The fold of each row's movie.
+    seed : int
+        Seed of the samples of rows and features.
+
+    Returns
+    -------
+    str
+        The trees, fitted on all rows.
+    ndarray of shape (rows,)
+        Prediction of each row by trees that have not seen its fold.
+
+    References
+    ----------
+    Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
+    """
+    settings = TREES | SAMPLES | REPEATABLE | {"seed": seed}
+    data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
+    splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    stopping = lgb.early_stopping(25, verbose=False)
+    trial = lgb.cv(settings, data, 2000, folds=splits, callbacks=[stopping], return_cvbooster=True)["cvbooster"]
+    held_out = np.empty(len(target))
+    for booster, (_, rows) in zip(trial.boosters, splits):
+        held_out[rows] = booster.predict(features[rows], num_iteration=trial.best_iteration)
+    return lgb.train(settings, data, trial.best_iteration).model_to_string(), held_out
+
+
+def fit_model(
+    ratings: pd.DataFrame, catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0
+) -> RatingModel:
+    """Learn from ratings of movies in the catalogue.
+
+    Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
+    both, and others predict how far a rating will be off. Every term of a training row is computed without the fold of
+    its movie, the scales of the sources aside: so the row looks like one to predict, whose movie nobody has rated.
+
+    Parameters
+    ----------
+    ratings : DataFrame of shape (ratings, 3)
+        ``userId`` and ``movieId`` as categories of text, ``rating``; a pair comes once.
+    catalogue : DataFrame of shape (movies, columns)
+        Cells as text, by movie id.
+    embeddings : ndarray of shape (movies, dimensions)
+        Of the overviews; NaN where there is none.
+    seed : int
+        Seed of the folds and of every random choice.
+
+    Returns
+    -------
+    RatingModel
+        Fitted.
+
+    Raises
+    ------
+    TableError
+        If the catalogue holds too few of the rated movies.
+    """
+    known = ratings[ratings["movieId"].isin(catalogue.index)]
+    (user, users), (movie, movies) = (pd.factorize(known[column]) for column in ("userId", "movieId"))
+    if len(movies) < 2 * FOLDS:
+        raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FOLDS} or more")
+    clock, features = [perf_counter()], MovieFeatures(seed)
+    vectors, sources = features.fit_transform(catalogue, embeddings)
+    vectors = vectors[catalogue.index.get_indexer(movies)]
+    clock.append(perf_counter())
+    stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FOLDS
+    np.random.default_rng(seed).shuffle(movie_fold)
+    activity, counts, mean = np.bincount(user), np.bincount(movie), stars.mean()
+    # With a constant alone a user's regression is a shrunk mean.
+    level, trust = np.full((len(movies), 1), PRIOR**-0.5, np.float32), counts / (counts + PRIOR)
+    personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
+    taste = user_mean = fit_users(level, personal, UNCOUPLED)[1]
+    public, tastes = Taste(seed), Taste(seed)
+    for rounds in PASSES:
+        deviations = np.bincount(movie, stars - mean - taste) / counts
+        # The movies are the ratings of one user, the public.
+        opinions = Ratings(np.zeros_like(counts), np.arange(len(movies)), movie_fold, deviations, np.sqrt(trust))
+        quality = public.fit(vectors, sources, opinions).held_out_
+        expected = (mean + trust * deviations + (1 - trust) * quality).astype(np.float32)
+        personal = personal._replace(stars=stars - expected[movie])
+        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
+    clock.append(perf_counter())
+    plain = mean + quality[movie] + taste
+    squares = np.square(stars - plain)
+    spreads, spread = fit_users(level, personal._replace(stars=squares - squares.mean()), UNCOUPLED)
+    numbers = vectors[:, is_number(sources)][movie]
+    rows = np.column_stack([taste, quality[movie], activity[user], spread, numbers])
+    trees, correction = boost(rows, stars - plain, personal.folds, seed)
+    error = stars - np.clip(plain + correction, *RATINGS)
+    reach_trees, reach = boost(rows, np.abs(error), personal.folds, seed)
+    scores = np.abs(error) / np.maximum(reach, LEAST_REACH)
+    clock.append(perf_counter())
+    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "user": user, "movie": movie}
+    # The last user is any that is unknown.
+    people = {"activity": np.append(activity, 0), "spread": np.append(spreads * level[0], 0)}
+    people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
+    public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
+    final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": np.quantile(scores, LEVELS)}
+    known_level = fit_users(level, personal, UNCOUPLED)[1]
+    errors = [
+        stars - mean,
+        stars - mean - user_mean,
+        stars - mean - quality[movie] - known_level,
+        stars - plain,
+        error,
+    ]
+    first, limit = personal.folds == 0, np.quantile(scores[personal.folds > 0], LEVEL)
+    report = {
+        "rows": len(ratings),
+        "rows of movies in the catalogue": len(known),
+        "users": len(users),
+        "movies": len(movies),
+        "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
+        "cross-validated mse": {rung: float(np.mean(np.square(error))) for rung, error in zip(RUNGS, errors)},
+        "interval": {"coverage": float((scores[first] <= limit).mean()), "width": float(2 * limit * reach.mean())},
+        "strongest features": pd.Series(tastes.strengths_).nlargest(STRONGEST).to_dict(),
+        "seconds": dict(zip(("features", "taste", "trees"), np.diff(clock).tolist())),
+    }
+    arrays = features.arrays_ | history | {"stars": stars} | people | public_taste | final
+    return RatingModel(arrays, report)
