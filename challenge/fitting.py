@@ -1,6 +1,7 @@
 """Fitting the rating model, every term of a training row without its movie's fold."""
 
 from time import perf_counter
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -17,6 +18,8 @@ FOLDS = len(UNCOUPLED) - 1
 # Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
 # The numbers are the rounds in which the tastes' covariance is learned.
 PASSES = (0, 4)
+# The trees learn from so many rows at most.
+CORRECTED = 200_000
 TREES = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 50}
 SAMPLES = {"feature_fraction": 0.7, "bagging_fraction": 0.7, "bagging_freq": 1}
 REPEATABLE = {"deterministic": True, "force_row_wise": True, "verbose": -1}
@@ -119,28 +122,25 @@ def fit_model(
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
     spreads, spread = fit_users(level, personal._replace(stars=squares - squares.mean()), UNCOUPLED)
-    numbers = vectors[:, is_number(sources)][movie]
-    rows = np.column_stack([taste, quality[movie], activity[user], spread, numbers])
-    trees, correction = boost(rows, stars - plain, personal.folds, seed)
-    error = stars - np.clip(plain + correction, *RATINGS)
-    reach_trees, reach = boost(rows, np.abs(error), personal.folds, seed)
+    some = np.sort(np.random.default_rng(seed).permutation(len(stars))[:CORRECTED])
+    folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
+    terms: list[NDArray[Any]] = [column[some] for column in (taste, quality[movie], activity[user], spread)]
+    rows = np.column_stack([*terms, numbers])
+    trees, correction = boost(rows, (stars - plain)[some], folds, seed)
+    error = stars[some] - np.clip(plain[some] + correction, *RATINGS)
+    reach_trees, reach = boost(rows, np.abs(error), folds, seed)
     scores = np.abs(error) / np.maximum(reach, LEAST_REACH)
     clock.append(perf_counter())
-    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "user": user, "movie": movie}
+    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
+    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
     # The last user is any that is unknown.
     people = {"activity": np.append(activity, 0), "spread": np.append(spreads * level[0], 0)}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
     public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": np.quantile(scores, LEVELS)}
-    known_level = fit_users(level, personal, UNCOUPLED)[1]
-    errors = [
-        stars - mean,
-        stars - mean - user_mean,
-        stars - mean - quality[movie] - known_level,
-        stars - plain,
-        error,
-    ]
-    first, limit = personal.folds == 0, np.quantile(scores[personal.folds > 0], LEVEL)
+    away, known_level = stars - mean, fit_users(level, personal, UNCOUPLED)[1]
+    errors = [away, away - user_mean, away - quality[movie] - known_level, stars - plain, error]
+    limit = np.quantile(scores[folds > 0], LEVEL)
     report = {
         "rows": len(ratings),
         "rows of movies in the catalogue": len(known),
@@ -148,9 +148,9 @@ def fit_model(
         "movies": len(movies),
         "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
         "cross-validated mse": {rung: float(np.mean(np.square(error))) for rung, error in zip(RUNGS, errors)},
-        "interval": {"coverage": float((scores[first] <= limit).mean()), "width": float(2 * limit * reach.mean())},
+        "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
         "strongest features": pd.Series(tastes.strengths_).nlargest(STRONGEST).to_dict(),
         "seconds": dict(zip(("features", "taste", "trees"), np.diff(clock).tolist())),
     }
-    arrays = features.arrays_ | history | {"stars": stars} | people | public_taste | final
+    arrays = features.arrays_ | history | people | public_taste | final
     return RatingModel(arrays, report)

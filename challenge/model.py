@@ -70,6 +70,7 @@ class RatingModel:
         self.report = report
         self.features = MovieFeatures()
         self.features.arrays_ = {key: array for key, array in arrays.items() if "/" in key}
+        self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
     def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Movies:
@@ -94,7 +95,7 @@ class RatingModel:
         quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
         taste = with_level(quality, vectors) @ learned["projection"]
         overview_taste = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        expected, places = learned["mean"] + quality, catalogue.index.get_indexer(pd.Index(learned["movies"]))
+        expected, places = learned["mean"] + quality, catalogue.index.get_indexer(self.movies)
         expected[places[places >= 0]] = learned["expected"][places >= 0]
         numbers = vectors[:, is_number(sources)]
         return Movies(catalogue.index, numbers, expected, quality, overview_quality, taste, overview_taste)
@@ -183,12 +184,13 @@ class RatingModel:
             A new one.
         """
         old, new = self.arrays, copy(self)
-        first_user, first_movie = len(old["users"]), len(old["movies"])
-        user, users = pd.factorize(np.append(old["users"], ratings["userId"]))
-        movie, names = pd.factorize(np.append(old["movies"], ratings["movieId"]))
+        first_user, first_movie = len(self.users), len(self.movies)
+        user, users = pd.factorize(np.append(self.users, ratings["userId"]))
+        movie, names = pd.factorize(np.append(self.movies, ratings["movieId"]))
         user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
+        new.users, new.movies = pd.Index(users), pd.Index(names)
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
-        new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
+        new.arrays = old | {"tastes": np.pad(old["tastes"], (more, (0, 0)))}
         new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in ("activity", "spread")}
         history = new._history(user, movies)
@@ -202,7 +204,7 @@ class RatingModel:
         """Return all ratings of some users, the last of each pair, as far as their movies are in the catalogue."""
         learned = self.arrays
         rows = np.flatnonzero(np.isin(learned["user"], users))
-        places = movies.ids.get_indexer(pd.Index(learned["movies"]))[learned["movie"][rows]]
+        places = movies.ids.get_indexer(self.movies)[learned["movie"][rows]]
         pairs = pd.DataFrame({"user": learned["user"][rows], "place": places, "stars": learned["stars"][rows]})
         pairs = pairs[places >= 0].drop_duplicates(["user", "place"], keep="last")
         user, place = pairs["user"].to_numpy(), pairs["place"].to_numpy()
@@ -211,7 +213,7 @@ class RatingModel:
 
     def _locate(self, pairs: pd.DataFrame, movies: Movies) -> list[Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
-        ids: dict[str, pd.Index[str]] = {"userId": pd.Index(self.arrays["users"]), "movieId": movies.ids}
+        ids = {"userId": self.users, "movieId": movies.ids}
         return [index.get_indexer(pairs[name].cat.categories)[pairs[name].cat.codes] for name, index in ids.items()]
 
     def _features(self, user: Indices, movie: Indices, movies: Movies) -> Floats:

@@ -12,7 +12,8 @@ from challenge.fitting import boost
 from challenge.model import RatingModel
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
-MODEL = RatingModel({"trees": np.array(TREES), "reach": np.array(TREES), "stars": np.arange(3.0)}, {"rows": 3})
+ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
+MODEL = RatingModel(ARRAYS, {"rows": 3})
 
 
 def test_model_comes_back(tmp_path: Path) -> None:
