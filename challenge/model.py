@@ -225,15 +225,15 @@ class RatingModel:
     def _reasons(self, user: Indices, movie: Indices, movies: Movies) -> list[dict[str, float]]:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
         reasons: list[dict[str, float]] = [{} for _ in user]
-        history = self._history(np.unique(user), movies)
+        rows, history = pd.Series(user).groupby(user).indices, self._history(np.unique(user), movies)
         concerned, index = np.unique(history.users, return_inverse=True)
         for batch, places, there in batches(index, movies.taste.shape[1]):
             rated, target = history.movies[places], history.stars[places][..., None]
             shares = there[..., None] * solve(movies.taste[rated], target, there[..., None], UNCOUPLED[:1])
             pulls = (movies.taste[rated] * shares)[..., 1:]
-            for one, own, pull in zip(concerned[batch], rated, pulls):
-                for row in np.flatnonzero(user == one):
-                    stars = pull @ movies.taste[movie[row], 1:]
+            for one, own, pull, kept in zip(concerned[batch], rated, pulls, there):
+                for row in rows[one]:
+                    stars = pull[kept] @ movies.taste[movie[row], 1:]
                     best = np.argsort(-np.abs(stars))[:REASONS]
                     reasons[row] = dict(zip(movies.ids[own[best]], stars[best].tolist()))
         return reasons

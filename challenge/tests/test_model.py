@@ -76,6 +76,16 @@ def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.Mon
         assert sum(reasons["because"].values()) == pytest.approx(taste, abs=0.02)
 
 
+def test_reasons_are_the_users_own(model: RatingModel) -> None:
+    """A user of one rating has one reason, and one of none has none."""
+    movies = model.describe(CATALOGUE, EMBEDDINGS)
+    rated, asked = CATALOGUE.index[0], CATALOGUE.index[1]
+    one = pd.DataFrame({"userId": ["new"], "rating": [5.0], "movieId": [rated]})
+    pairs = pd.DataFrame({"userId": ["new", "none"], "movieId": [asked, asked]}, dtype="category")
+    why = model.update(one, movies).explain(pairs, movies)["why"]
+    assert [list(reasons["because"]) for reasons in why] == [[rated], []]
+
+
 def test_intervals(model: RatingModel) -> None:
     """So many of the true ratings lie inside as were asked for; surer is wider, and widths differ."""
     truth, movies = DATA.truth["rating"], model.describe(CATALOGUE, EMBEDDINGS)
