@@ -9,12 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from challenge.features import MovieFeatures, is_number
-from challenge.model import LEAST_REACH, LEVEL, LEVELS, UNCOUPLED, RatingModel
+from challenge.model import LEAST_REACH, LEVEL, LEVELS, RatingModel
 from challenge.tables import RATINGS, TableError
-from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users
+from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users, uncoupled
 
-# Folds by movie, as many as `UNCOUPLED` is for.
-FOLDS = len(UNCOUPLED) - 1
+FOLDS = 5
 # Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
 # The numbers are the rounds in which the tastes' covariance is learned.
 PASSES = (0, 8)
@@ -108,7 +107,7 @@ def fit_model(
     # With a constant alone a user's regression is a shrunk mean.
     level, trust = np.full((len(movies), 1), PRIOR**-0.5, np.float32), counts / (counts + PRIOR)
     personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
-    taste = user_mean = fit_users(level, personal, UNCOUPLED)[1]
+    taste = user_mean = fit_users(level, personal, uncoupled(FOLDS + 1))[1]
     public, tastes = Taste(seed), Taste(seed)
     for rounds in PASSES:
         deviations = np.bincount(movie, stars - mean - taste) / counts
@@ -121,7 +120,7 @@ def fit_model(
     clock.append(perf_counter())
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
-    spreads, spread = fit_users(level, personal._replace(stars=squares - squares.mean()), UNCOUPLED)
+    spreads, spread = fit_users(level, personal._replace(stars=squares - squares.mean()), uncoupled(FOLDS + 1))
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[:CORRECTED])
     folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
     terms: list[NDArray[Any]] = [column[some] for column in (taste, quality[movie], activity[user], spread)]
@@ -138,7 +137,7 @@ def fit_model(
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
     public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": np.quantile(scores, LEVELS)}
-    away, known_level = stars - mean, fit_users(level, personal, UNCOUPLED)[1]
+    away, known_level = stars - mean, fit_users(level, personal, uncoupled(FOLDS + 1))[1]
     errors = [away, away - user_mean, away - quality[movie] - known_level, stars - plain, error]
     limit = np.quantile(scores[folds > 0], LEVEL)
     report = {

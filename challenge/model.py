@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from challenge.features import OVERVIEW, MovieFeatures, is_number
 from challenge.tables import RATINGS
-from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, with_level
+from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, uncoupled, with_level
 
 # Rows that are predicted at a time, so that memory stays bounded.
 CHUNK = 100_000
@@ -23,8 +23,6 @@ LEAST_REACH = 0.05
 SHAPLEY = Lock()
 # A reason names so many of the user's ratings.
 REASONS = 3
-# For taste without a learned covariance, five folds and all.
-UNCOUPLED = np.ones((6, 1, 1), np.float32)
 
 
 class Movies(NamedTuple):
@@ -138,7 +136,7 @@ class RatingModel:
         -------
         DataFrame of shape (pairs, 4)
             ``rating``, ``low`` and ``high``, and ``why``: stars that add up to the rating, and the user's ratings that
-            weigh most in his taste for the movie.
+            weigh most in the taste for the movie.
 
         References
         ----------
@@ -196,7 +194,7 @@ class RatingModel:
         history = new._history(user, movies)
         if history.users.size:
             concerned, index = np.unique(history.users, return_inverse=True)
-            tastes = fit_users(movies.taste, history._replace(users=index), UNCOUPLED[:2])[0]
+            tastes = fit_users(movies.taste, history._replace(users=index), uncoupled(2))[0]
             new.arrays["tastes"][concerned], new.arrays["activity"][concerned] = tastes, np.bincount(index)
         return new
 
@@ -229,7 +227,7 @@ class RatingModel:
         concerned, index = np.unique(history.users, return_inverse=True)
         for batch, places, there in batches(index, movies.taste.shape[1]):
             rated, target = history.movies[places], history.stars[places][..., None]
-            shares = there[..., None] * solve(movies.taste[rated], target, there[..., None], UNCOUPLED[:1])
+            shares = there[..., None] * solve(movies.taste[rated], target, there[..., None], uncoupled(1))
             pulls = (movies.taste[rated] * shares)[..., 1:]
             for one, own, pull, kept in zip(concerned[batch], rated, pulls, there):
                 for row in rows[one]:

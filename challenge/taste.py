@@ -110,6 +110,11 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     return inverse @ (columns @ target), 1 - np.diagonal(inverse, axis1=1, axis2=2)
 
 
+def uncoupled(parts: int) -> Floats:
+    """Return the prior of weights that do not go together."""
+    return np.ones((parts, 1, 1), np.float32)
+
+
 def couple(weights: Floats, prior: Floats) -> Floats:
     """Multiply weights of shape (batch, dimensions, parts) by each part's prior covariance of the first axes."""
     axes = prior.shape[1]
