@@ -14,6 +14,8 @@ from sklearn.utils.extmath import randomized_svd
 
 # A column is of a kind if so much of what is there can be read as that kind.
 READABLE = 0.9
+# Differences so much smaller than the values themselves are rounding.
+ALIKE = 1e-5
 BUCKETS = 2**13
 TOPICS = 64
 # Of the curves' kernel exp(-GAMMA * squared distance); a number's spread is 1.
@@ -115,7 +117,7 @@ class MovieFeatures:
             projection = weights @ topics.T
         block = known @ projection
         spread = np.sqrt(block.var(axis=0).sum())
-        if spread > 0:
+        if spread > ALIKE * np.abs(block).max():
             self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread).astype(np.float32)
 
     def transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:

@@ -18,6 +18,7 @@ LEARNERS = 100
 LEARNER_RATINGS = 20_000
 ROUNDS = 8
 START = 0.2
+LARGEST = 30.0
 # How weights go together is learned from so many users and for so many main axes; that they do not go together counts
 # as so many users.
 COUPLED = 2_000
@@ -326,5 +327,5 @@ class Taste:
                 error += np.square(target - rows @ (self.scales_[:, None] * weights)).sum()
             self.noise_ = float(error / max(count - known.sum(), 1))
             growth = np.bincount(sources, size) / np.bincount(sources, known) / self.noise_
-            # A scale that is almost none would make numbers so small that a processor is slow at them.
-            self.scales_ = np.maximum(self.scales_ * np.sqrt(growth[sources]), TINY).astype(np.float32)
+            # Outside of these bounds numbers get so small that a processor is slow, or so large that it is not exact.
+            self.scales_ = np.clip(self.scales_ * np.sqrt(growth[sources]), TINY, LARGEST).astype(np.float32)

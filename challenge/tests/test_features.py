@@ -73,3 +73,10 @@ def test_numbers_without_bounds() -> None:
     vectors, sources = features.transform(CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
     assert np.isfinite(vectors).all()
     assert not vectors[:3, sources == "number/budget"].any()
+
+
+def test_rounding_is_no_difference() -> None:
+    """Embeddings that are all alike, to the last digits, tell nothing apart."""
+    rounding = np.random.default_rng(0).normal(1, 1e-7, EMBEDDINGS.shape).astype(np.float32)
+    _, sources = MovieFeatures().fit_transform(CATALOGUE, rounding)
+    assert "vector/overview embedding" not in sources

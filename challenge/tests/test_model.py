@@ -146,6 +146,25 @@ def test_catalogue_without_columns() -> None:
     assert errors["model"] == pytest.approx(errors["user mean"], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "ratings",
+    [
+        RATINGS.assign(rating=3.0),
+        RATINGS[RATINGS["userId"] == "1"],
+        RATINGS.drop_duplicates("userId"),
+        RATINGS.drop_duplicates("movieId").head(10),
+        RATINGS.assign(rating=np.where(RATINGS["userId"] == "1", 5.0, 1.0)),
+    ],
+    ids=["all alike", "one user", "one rating a user", "ten ratings", "users of one mind"],
+)
+def test_odd_ratings(ratings: pd.DataFrame) -> None:
+    """Ratings that tell little, or all, make a model that predicts on the scale, surely and unsurely."""
+    model = fit_model(ratings, CATALOGUE, EMBEDDINGS)
+    told = model.explain(PAIRS, model.describe(CATALOGUE, EMBEDDINGS))
+    assert 1 <= told["low"].min() <= told["rating"].min() and told["rating"].max() <= told["high"].max() <= 5
+    assert not told.isna().any(axis=None)
+
+
 def test_boost_stays_out_of_fold() -> None:
     """Trees cannot predict pure noise of folds that they have not seen."""
     random = np.random.default_rng(1)
