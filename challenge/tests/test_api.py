@@ -289,3 +289,10 @@ def test_real_ratings(real: Server, real_training: Upload) -> None:
     answer = real_training.answer()
     assert answer.status == 200, answer.body
     assert error(real.predict(REAL / "df_test.csv"), REAL) <= 0.605
+    told = pd.DataFrame(real.post("predict?detail=true", REAL / "df_test.csv").answer().json).T
+    truth, users = pd.read_csv(REAL / "df_test_ratings.csv")["rating"], pd.read_csv(REAL / "df_test.csv")["userId"]
+    inside = truth.between(told["low"].to_numpy(float), told["high"].to_numpy(float)).astype(float)
+    assert inside.mean() == pytest.approx(0.9, abs=0.02)
+    activity = pd.read_csv(REAL / "df_train.csv")["userId"].value_counts()
+    quarters = users.map(pd.qcut(activity, 4, labels=False))
+    assert inside.groupby(quarters).mean().to_numpy() == pytest.approx(0.9, abs=0.05)
