@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from challenge.encoder import EncoderUnavailableError
+from challenge.model import LEVEL
 from challenge.settings import Settings
 from challenge.tables import CatalogueMissingError, TableError, read_pairs
 from challenge.training import NotTrainedError, Service, TrainingBusyError
@@ -54,7 +55,7 @@ def rate(file: Upload) -> dict[str, int]:
 
 
 @app.post("/ratings/predict")
-def predict(file: Upload, detail: bool = False, level: Level = 0.9) -> Response:
+def predict(file: Upload, detail: bool = False, level: Level = LEVEL) -> Response:
     """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
     pairs, (model, movies) = read_pairs(file.file, rated=False), service.serving()
     answer = model.explain(pairs, movies, level) if detail else pd.Series(model.predict(pairs, movies))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from challenge.features import MovieFeatures, is_number
 from challenge.model import LEAST_REACH, LEVEL, LEVELS, RatingModel
 from challenge.tables import RATINGS, TableError
-from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, fit_users, uncoupled
+from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, shrunk_means
 
 FOLDS = 5
 # Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
@@ -104,10 +104,9 @@ def fit_model(
     stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FOLDS
     np.random.default_rng(seed).shuffle(movie_fold)
     activity, counts, mean = np.bincount(user), np.bincount(movie), stars.mean()
-    # With a constant alone a user's regression is a shrunk mean.
-    level, trust = np.full((len(movies), 1), PRIOR**-0.5, np.float32), counts / (counts + PRIOR)
+    trust = counts / (counts + PRIOR)
     personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
-    taste = user_mean = fit_users(level, personal, uncoupled(FOLDS + 1))[1]
+    taste = user_mean = shrunk_means(personal)[1]
     public, tastes = Taste(seed), Taste(seed)
     for rounds in PASSES:
         deviations = np.bincount(movie, stars - mean - taste) / counts
@@ -120,7 +119,7 @@ def fit_model(
     clock.append(perf_counter())
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
-    spreads, spread = fit_users(level, personal._replace(stars=squares - squares.mean()), uncoupled(FOLDS + 1))
+    spreads, spread = shrunk_means(personal._replace(stars=squares - squares.mean()))
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[:CORRECTED])
     folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
     terms: list[NDArray[Any]] = [column[some] for column in (taste, quality[movie], activity[user], spread)]
@@ -133,12 +132,12 @@ def fit_model(
     history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
     history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
     # The last user is any that is unknown.
-    people = {"activity": np.append(activity, 0), "spread": np.append(spreads * level[0], 0)}
+    people = {"activity": np.append(activity, 0), "spread": np.append(spreads, 0)}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
     public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": np.quantile(scores, LEVELS)}
-    away, known_level = stars - mean, fit_users(level, personal, uncoupled(FOLDS + 1))[1]
-    errors = [away, away - user_mean, away - quality[movie] - known_level, stars - plain, error]
+    away, level = stars - mean, shrunk_means(personal)[1]
+    errors = [away, away - user_mean, away - quality[movie] - level, stars - plain, error]
     limit = np.quantile(scores[folds > 0], LEVEL)
     report = {
         "rows": len(ratings),
@@ -146,7 +145,7 @@ def fit_model(
         "users": len(users),
         "movies": len(movies),
         "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
-        "cross-validated mse": {rung: float(np.mean(np.square(error))) for rung, error in zip(RUNGS, errors)},
+        "cross-validated mse": {rung: float(np.mean(np.square(off))) for rung, off in zip(RUNGS, errors)},
         "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
         "strongest features": pd.Series(tastes.strengths_).nlargest(STRONGEST).to_dict(),
         "seconds": dict(zip(("features", "taste", "trees"), np.diff(clock).tolist())),

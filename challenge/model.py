@@ -13,7 +13,7 @@ from challenge.features import OVERVIEW, MovieFeatures, is_number
 from challenge.tables import RATINGS
 from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, uncoupled, with_level
 
-# Rows that are predicted at a time, so that memory stays bounded.
+# Pairs whose weights and vectors are held at a time.
 CHUNK = 100_000
 # Levels at which the errors' quantiles are kept, the usual one, and the least error that is expected, in stars.
 LEVELS = np.linspace(0, 1, 1001)
@@ -50,6 +50,12 @@ class Movies(NamedTuple):
     overview_quality: Floats
     taste: Floats
     overview_taste: Floats
+
+
+def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) -> Floats:
+    """Multiply each pair's weights and vector, so many pairs at a time that memory stays bounded."""
+    chunks = np.array_split(np.arange(len(user)), 1 + len(user) // CHUNK)
+    return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
 class RatingModel:
@@ -114,11 +120,7 @@ class RatingModel:
             Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
         """
         user, movie = self._locate(pairs, movies)
-        ratings = np.empty(len(pairs))
-        for rows in np.array_split(np.arange(len(pairs)), 1 + len(pairs) // CHUNK):
-            features = self._features(user[rows], movie[rows], movies)
-            ratings[rows] = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
-        return np.clip(ratings, *RATINGS)
+        return self._rate(self._features(user, movie, movies))
 
     def explain(self, pairs: pd.DataFrame, movies: Movies, level: float = LEVEL) -> pd.DataFrame:
         """Predict ratings, how far they may be off, and why.
@@ -147,10 +149,10 @@ class RatingModel:
         features = self._features(user, movie, movies)
         with SHAPLEY:
             shares = self.trees.predict(features, pred_contrib=True)
-        rating = self.predict(pairs, movies)
+        rating = self._rate(features)
         reach = np.interp(level, LEVELS, learned["scores"]) * np.maximum(self.reach.predict(features), LEAST_REACH)
         habit, quality = learned["tastes"][user, 0] * movies.taste[movie, 0], movies.overview_quality[movie]
-        overview = np.einsum("ij,ij->i", learned["tastes"][user], movies.overview_taste[movie])
+        overview = products(learned["tastes"], user, movies.overview_taste, movie)
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
@@ -188,7 +190,7 @@ class RatingModel:
         user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
         new.users, new.movies = pd.Index(users), pd.Index(names)
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
-        new.arrays = old | {"tastes": np.pad(old["tastes"], (more, (0, 0)))}
+        new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
         new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in ("activity", "spread")}
         history = new._history(user, movies)
@@ -216,9 +218,12 @@ class RatingModel:
 
     def _features(self, user: Indices, movie: Indices, movies: Movies) -> Floats:
         learned = self.arrays
-        taste = np.einsum("ij,ij->i", learned["tastes"][user], movies.taste[movie])
-        habits = np.column_stack([learned["activity"], learned["spread"]])[user]
-        return np.column_stack([taste, movies.quality[movie], habits, movies.numbers[movie]])
+        terms = [products(learned["tastes"], user, movies.taste, movie), movies.quality[movie]]
+        return np.column_stack([*terms, learned["activity"][user], learned["spread"][user], movies.numbers[movie]])
+
+    def _rate(self, features: Floats) -> Floats:
+        ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
+        return np.clip(ratings, *RATINGS)
 
     def _reasons(self, user: Indices, movie: Indices, movies: Movies) -> list[dict[str, float]]:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""

@@ -229,6 +229,9 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
     """
     users, movies, folds, stars, roots = ratings
     size, width = users.max() + 1, vectors.shape[1]
+    prior = unit = np.stack([np.eye(width, dtype=np.float32)] * parts)
+    if not rounds:
+        return unit
     grams, moments = np.zeros((parts, size, width, width), np.float32), np.zeros((parts, size, width, 1), np.float32)
     for batch, places, there in batches(users, width):
         rows, target = vectors[movies[places]], stars[places][..., None]
@@ -236,7 +239,6 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
             trust = ((there & (folds[places] != part)) * roots[places] ** 2)[..., None]
             columns = np.ascontiguousarray((rows * trust).transpose(0, 2, 1))
             grams[part, batch], moments[part, batch] = columns @ rows, columns @ target
-    prior = unit = np.stack([np.eye(width, dtype=np.float32)] * parts)
     for _ in range(rounds):
         covariance = np.linalg.inv(grams + np.linalg.inv(prior)[:, None])
         weights = (covariance @ moments)[..., 0]
@@ -245,13 +247,33 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
     return prior
 
 
+def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
+    """Average each user's stars, the prior counting as `PRIOR` ratings of 0: the regression on a constant alone.
+
+    Parameters
+    ----------
+    ratings : Ratings
+        What is averaged.
+
+    Returns
+    -------
+    means : ndarray of shape (users,)
+        Of all of a user's ratings.
+    held_out : ndarray of shape (ratings,)
+        For each rating, of its user's ratings of other folds.
+    """
+    level = np.full((ratings.movies.max() + 1, 1), PRIOR**-0.5, np.float32)
+    weights, held_out = fit_users(level, ratings, uncoupled(ratings.folds.max() + 2))
+    return weights[:, 0] * level[0], held_out
+
+
 class Taste:
     """How much more or less than the public each user likes a movie, from the movie's vector.
 
     Parameters
     ----------
     seed : int
-        Seed of the sample of users that the scales are learned from.
+        Seed of the samples of users that the scales and the covariance are learned from.
 
     Attributes
     ----------
@@ -300,10 +322,9 @@ class Taste:
         axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
         self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)
         self.projection_[0, 0], self.projection_[1:, 1:] = self.scales_[0], self.scales_[1:, None] * axes
-        axes, parts = self.projection_[:, :AXES], ratings.folds.max() + 2
-        coupled = sample(ratings, COUPLED if rounds else 1, self.seed)
-        prior = learn_prior(design @ axes, coupled, parts, self.noise_, rounds)
-        self.weights_, self.held_out_ = fit_users(design @ self.projection_, ratings, prior)
+        projected, some = design @ self.projection_, sample(ratings, COUPLED, self.seed)
+        prior = learn_prior(projected[:, :AXES], some, ratings.folds.max() + 2, self.noise_, rounds)
+        self.weights_, self.held_out_ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
         self.projection_[:, :AXES] = self.projection_[:, :AXES] @ root

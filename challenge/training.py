@@ -29,7 +29,7 @@ class TrainingBusyError(RuntimeError):
 
 
 class Service:
-    """Trains, and predicts by the model that was trained last.
+    """Trains, and keeps the model that serves, with the ratings that came after its training.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def test_beats_the_user_mean(model: RatingModel) -> None:
     assert errors["model"] < errors["user mean"] < errors["global mean"]
 
 
-def test_arrayshold_all(model: RatingModel) -> None:
+def test_arrays_hold_all(model: RatingModel) -> None:
     """A model made anew from its arrays predicts the same to the last bit."""
     again = RatingModel(model.arrays, model.report)
     first = model.predict(PAIRS, model.describe(CATALOGUE, EMBEDDINGS))
