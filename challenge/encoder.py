@@ -1,111 +1,230 @@
 """Overviews in, vectors out, none of them encoded twice."""
 
 import hashlib
+import logging
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-BATCH = 32
+FILES = ("*.json", "*.txt", "*.safetensors")
 HUB_SECONDS = 5.0
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Tokens of a batch, padding included.
+BUDGET = {"cpu": 2_048, "cuda": 65_536}
+# SQLite's primary result codes for a file that is none of its own any more.
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+Vectors = dict[str, NDArray[np.float32]]
+logger = logging.getLogger(__name__)
 
 
 class EncoderUnavailableError(RuntimeError):
     """The encoder's weights cannot be had."""
 
 
-def encode(texts: Sequence[str], name: str, max_tokens: int, cache: Path) -> NDArray[np.float32]:
+class Encoder(NamedTuple):
+    """What makes the vector of a text what it is.
+
+    Attributes
+    ----------
+    name : str
+        Hub name or local folder of the encoder.
+    max_tokens : int
+        Tokens of a text that are read; the rest is cut off.
+    precision : str
+        ``fp32``, ``bf16`` or ``fp16``.
+    fingerprint : str
+        Digest of the files' content, of the pooling, and of the above but for the name.
+    """
+
+    name: str
+    max_tokens: int
+    precision: str
+    fingerprint: str
+
+
+def choose(name: str, max_tokens: int, precision: str) -> Encoder:
+    """Find an encoder's files and the best precision for this machine.
+
+    Parameters
+    ----------
+    name : str
+        Hub name or local folder.
+    max_tokens : int
+        Tokens of a text that are to be read.
+    precision : str
+        As of `Encoder`; ``auto`` is the fastest that the machine has natively.
+
+    Returns
+    -------
+    Encoder
+        What `encode` takes.
+
+    Raises
+    ------
+    EncoderUnavailableError
+        If the files cannot be had.
+    """
+    precision = native_precision() if precision == "auto" else precision
+    digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
+    with blaming(name):
+        folder = fetch(name)
+        for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    return Encoder(name, max_tokens, precision, digest.hexdigest())
+
+
+def encode(
+    texts: Sequence[str], encoder: Encoder, cache: Path, limit: int, progress: Callable[[int, int], None]
+) -> NDArray[np.float32]:
     """Encode texts by DistilBERT: the mean of the last hidden states of a text's tokens.
 
     Parameters
     ----------
     texts : sequence of str
         Empty ones are allowed.
-    name : str
-        Hub name or local folder of the encoder.
-    max_tokens : int
-        Tokens of a text that are read; the rest is cut off.
+    encoder : Encoder
+        Of `choose`.
     cache : Path
-        SQLite file of the embeddings known already; made when missing.
+        SQLite file of the vectors known already; made when missing, set aside when damaged.
+    limit : int
+        Most vectors that it keeps; those that came first leave first.
+    progress : callable
+        Told after each batch how many of how many texts have a vector.
 
     Returns
     -------
     ndarray of shape (texts, dimensions)
-        One embedding a text; NaN for an empty one.
+        One vector a text; NaN for an empty one.
 
     Raises
     ------
     EncoderUnavailableError
-        If there is something to encode and the weights cannot be had.
+        If there is something to encode and the weights cannot be had or are not those that were chosen.
 
     References
     ----------
     Sanh et al. 2019, https://arxiv.org/abs/1910.01108; masked mean: Reimers and Gurevych 2019,
     https://arxiv.org/abs/1908.10084
     """
-    keys = {text: hashlib.sha256(f"{name}|{max_tokens}|{text}".encode()).digest() for text in texts if text}
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(cache, timeout=60)) as store:
-        store.execute("PRAGMA journal_mode = WAL")
-        store.execute("CREATE TABLE IF NOT EXISTS embeddings (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-        select = "SELECT vector FROM embeddings WHERE key = ?"
-        rows = {text: store.execute(select, [key]).fetchone() for text, key in keys.items()}
-        vectors = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
-        for batch in forward([text for text in keys if text not in vectors], name, max_tokens):
-            vectors |= batch
-            added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
-            # Another process may have encoded the same text meanwhile.
-            store.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?)", added)
-            store.commit()
+    wanted = {text: hashlib.sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in texts if text}
+    try:
+        batches = recall(wanted, encoder, cache, limit)
+        vectors = next(batches)
+        with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(wanted)) as bar:
+            for batch in batches:
+                vectors |= batch
+                bar.update(len(batch))
+                progress(len(vectors), len(wanted))
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 255 not in DAMAGED:
+            raise
+        logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
+        for path in cache.parent.glob(f"{cache.name}*"):
+            path.replace(path.with_name(f"damaged-{path.name}"))
+        return encode(texts, encoder, cache, limit, progress)
     unknown = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
     return np.stack([vectors.get(text, unknown) for text in texts])
 
 
-def forward(texts: list[str], name: str, max_tokens: int) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield batches of texts with their embeddings, texts of like length together, the longest first."""
-    if not texts:
-        return
+def native_precision() -> str:
+    """Ask the machine for the fastest precision that it does not have to emulate."""
+    # Slow to import, and not needed where every text is known.
     import torch
 
-    tokenizer, model = load(name)
-    texts = sorted(texts, key=len, reverse=True)
-    for place in tqdm(range(0, len(texts), BATCH), "overviews", unit="batch"):
-        batch = texts[place:][:BATCH]
-        tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
-        with torch.inference_mode():
-            states = model(**tokens).last_hidden_state
-        mask = tokens["attention_mask"].unsqueeze(-1)
-        yield dict(zip(batch, ((states * mask).sum(1) / mask.sum(1)).numpy()))
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if any(there for name, there in capabilities.items() if name.endswith("bf16")) else "fp32"
 
 
-def load(name: str) -> tuple[Any, Any]:
-    """Return the tokenizer and the model; from the disk where they lie there, else from the hub."""
-    # Slow to import, and not needed where every text is known.
-    from huggingface_hub import HfApi
-    from transformers import AutoModel, AutoTokenizer
+def fetch(name: str) -> Path:
+    """Return the folder of the encoder's files; from the disk where they lie there, else from the hub."""
+    from huggingface_hub import HfApi, snapshot_download
 
-    def read(**options: bool) -> tuple[Any, Any]:
-        return AutoTokenizer.from_pretrained(name, **options), AutoModel.from_pretrained(name, **options)
+    if Path(name).is_dir():
+        return Path(name)
+    with suppress(OSError):
+        folder = Path(snapshot_download(name, allow_patterns=[*FILES], local_files_only=True))
+        if any(folder.glob("*.safetensors")):
+            return folder
+    # The download itself waits for a silent hub for minutes; ask first whether it answers.
+    HfApi().model_info(name, timeout=HUB_SECONDS)
+    return Path(snapshot_download(name, allow_patterns=[*FILES]))
 
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Say of whatever goes wrong what the operator can do."""
     try:
-        try:
-            tokenizer, model = read(local_files_only=True)
-        except OSError:
-            if Path(name).is_dir():
-                raise
-            # The download itself waits for a silent hub for minutes; ask first whether it answers.
-            HfApi().model_info(name, timeout=HUB_SECONDS)
-            tokenizer, model = read()
-        if len(tokenizer) != model.config.vocab_size:
-            raise ValueError("its tokenizer is missing or of another model")
+        yield
     except Exception as error:
         raise EncoderUnavailableError(
             f"the encoder '{name}' cannot be loaded: {error}; set CHALLENGE_ENCODER to a folder with its weights, or "
             "run 'hf download distilbert-base-uncased' where there is a network"
         ) from error
-    return tokenizer, model
+
+
+# Two, as the next training's may be another than the model's that serves.
+@lru_cache(maxsize=2)
+def load(encoder: Encoder) -> tuple[Any, Any]:
+    """Return the tokenizer and the model; they stay in memory."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    with blaming(encoder.name):
+        if choose(*encoder[:3]) != encoder:
+            raise ValueError("it has changed since the training; train again")
+        folder = fetch(encoder.name)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision])
+        if len(tokenizer) != model.config.vocab_size:
+            raise ValueError("its tokenizer is missing or of another model")
+    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
+    """Yield batches of texts with their vectors, texts of like length together, the longest first."""
+    if not texts:
+        return
+    import torch
+
+    tokenizer, model = load(encoder)
+    read = tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda place: -len(read[place]))
+    while order:
+        size = max(1, BUDGET[model.device.type] // len(read[order[0]]))
+        batch, order = order[:size], order[size:]
+        padded = tokenizer.pad({"input_ids": [read[place] for place in batch]}, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            states = model(**padded).last_hidden_state.float()
+        mask = padded["attention_mask"].unsqueeze(-1)
+        yield dict(zip((texts[place] for place in batch), ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()))
+
+
+def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int) -> Iterator[Vectors]:
+    """Yield texts with their vectors, the known ones first; what is encoded is kept batch by batch."""
+    with closing(sqlite3.connect(cache, timeout=60)) as store:
+        store.execute("PRAGMA journal_mode = WAL")
+        store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
+        rows = {
+            text: store.execute("SELECT vector FROM vectors WHERE key = ?", [keys[text]]).fetchone() for text in keys
+        }
+        known = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
+        yield known
+        for batch in forward([text for text in keys if text not in known], encoder):
+            # Another process may have encoded the same text meanwhile.
+            added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
+            with store:
+                store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
+                store.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [limit])
+            yield batch

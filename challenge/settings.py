@@ -1,6 +1,7 @@
 """Every setting, with its default."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +14,8 @@ class Settings(BaseSettings):
 
     encoder: str = Field("distilbert-base-uncased", description="hub name or local folder of the DistilBERT")
     max_tokens: int = Field(512, ge=8, le=512, description="tokens of an overview that are read")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the DistilBERT's numbers")
+    cached_texts: int = Field(1_000_000, ge=1_000, description="overviews whose vectors are kept, the newest")
     catalogue: Path = Field(Path("df_movies.csv"), description="the movies, a CSV")
     models: Path = Field(Path("models"), description="folder of the trained models and the overview vectors")
     seed: int = Field(0, ge=0, description="seed of the folds and of every random choice")

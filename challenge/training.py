@@ -11,13 +11,18 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from challenge import store
-from challenge.encoder import encode
+from challenge.encoder import Encoder, choose, encode
 from challenge.fitting import fit_model
 from challenge.model import Movies, RatingModel
 from challenge.settings import Settings
 from challenge.tables import read_catalogue
 
 logger = logging.getLogger(__name__)
+
+
+def logged(done: int, total: int) -> None:
+    """Log how many overviews have a vector."""
+    logger.debug("%d of %d overviews", done, total)
 
 
 class NotTrainedError(RuntimeError):
@@ -67,14 +72,15 @@ class Service:
             raise TrainingBusyError("a training is at work; try again when it is done")
         try:
             started = perf_counter()
-            catalogue, embeddings = self._read_catalogue(self.settings.encoder)
+            encoder = choose(self.settings.encoder, self.settings.max_tokens, self.settings.precision)
+            catalogue, embeddings = self._read_catalogue(encoder)
             seconds = {"encoder": perf_counter() - started}
             if len(added := store.added(self.settings.models)):
                 ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
             # Several threads only wait for each other at so many small systems of equations.
             with threadpool_limits(limits=1, user_api="blas"):
                 model = fit_model(ratings, catalogue, embeddings, self.settings.seed)
-            model.report |= {"encoder": self.settings.encoder, "seconds": seconds | model.report["seconds"]}
+            model.report |= {"encoder": encoder._asdict(), "seconds": seconds | model.report["seconds"]}
             store.save(model, self.settings.models)
             self.model = model
         finally:
@@ -121,13 +127,13 @@ class Service:
         state = (trained, path.stat().st_mtime_ns if path.exists() else 0)
         with self._preparing:
             if self._state != state:
-                # The encoder that the model was trained with: the setting may have changed since.
-                movies = trained.describe(*self._read_catalogue(trained.report["encoder"]))
+                # The encoder that the model was trained with: the settings may have changed since.
+                movies = trained.describe(*self._read_catalogue(Encoder(**trained.report["encoder"])))
                 self._prepared = trained.update(store.added(self.settings.models), movies), movies
                 self._state = state
             return self._prepared
 
-    def _read_catalogue(self, encoder: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    def _read_catalogue(self, encoder: Encoder) -> tuple[pd.DataFrame, NDArray[np.float32]]:
         catalogue = read_catalogue(self.settings.catalogue)
         texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
-        return catalogue, encode(texts, encoder, self.settings.max_tokens, cache)
+        return catalogue, encode(texts, encoder, cache, self.settings.cached_texts, logged)

@@ -1,20 +1,38 @@
 """Tests of the vectors of texts."""
 
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from challenge.encoder import EncoderUnavailableError, encode
+from challenge.encoder import BUDGET, Encoder, EncoderUnavailableError, choose, encode, load
 from challenge.tests.conftest import ENCODER
 
 WORDS = "a retired pilot crosses the frozen sea while two sisters open a café where nobody comes".split()
 LENGTHS = [1 + place * 7 % 11 for place in range(len(WORDS))]
 TEXTS = [" ".join([*(WORDS * 2)[:length], str(number)]) for number, length in enumerate(LENGTHS * 3)]
+MINI = choose(str(ENCODER), 512, "fp32")
+# Encodes the texts that it is given one by one, and kills itself in the middle.
+DIES = """
+import os, sys, pathlib
+from challenge import encoder
+encoder.BUDGET["cpu"] = 1
+def progress(done, total):
+    if done == total // 2:
+        os.kill(os.getpid(), 9)
+encoder.encode(sys.argv[3:], encoder.choose(sys.argv[1], 512, "fp32"), pathlib.Path(sys.argv[2]), 1000, progress)
+"""
 
 
 @pytest.fixture
@@ -23,54 +41,204 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "new" / "vectors.sqlite"
 
 
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make each text a batch of its own, so that its progress is told."""
+    monkeypatch.setitem(BUDGET, "cpu", 1)
+
+
+def vectors_of(texts: list[str], cache: Path, encoder: Encoder = MINI, limit: int = 1000) -> NDArray[np.float32]:
+    """Encode, by default with the small encoder."""
+    return encode(texts, encoder, cache, limit, lambda done, total: None)
+
+
+def steps(texts: list[str], cache: Path, limit: int = 1000) -> list[tuple[int, int]]:
+    """Encode, and return the progress that was told."""
+    told: list[tuple[int, int]] = []
+    encode(texts, MINI, cache, limit, lambda done, total: told.append((done, total)))
+    return told
+
+
+def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Compare vectors row by row."""
+    return np.asarray((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1))
+
+
 def test_mean_of_last_states(cache: Path) -> None:
     """Each text, in its place, has the mean of its own tokens' last hidden states."""
     tokenizer, model = AutoTokenizer.from_pretrained(ENCODER), AutoModel.from_pretrained(ENCODER).eval()
     with torch.inference_mode():
         # One by one there is no padding, so nothing to mask.
         states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in TEXTS]
-    vectors = encode(TEXTS, str(ENCODER), 512, cache)
+    vectors = vectors_of(TEXTS, cache)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, [state.mean(0).numpy() for state in states], atol=1e-5)
 
 
-def test_company_changes_nothing(cache: Path) -> None:
-    """A text has the same vector alone as beside longer ones, and a repeated text has one vector."""
-    together = encode([*TEXTS, "sea " * 300, TEXTS[0]], str(ENCODER), 512, cache.with_name("other"))
-    np.testing.assert_allclose(encode(TEXTS[:1], str(ENCODER), 512, cache), together[:1], atol=1e-5)
-    np.testing.assert_array_equal(together[0], together[-1])
+def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text has the same vector alone as in any batch, and a repeated text has one vector."""
+    alone = [vectors_of([text], cache)[0] for text in TEXTS]
+    for number in range(20):
+        random = np.random.default_rng(number)
+        monkeypatch.setitem(BUDGET, "cpu", int(random.integers(10, 1000)))
+        company = ["sea " * int(length) for length in random.integers(1, 300, size=5)]
+        vectors = vectors_of([*TEXTS, *company, TEXTS[0]], cache.with_name(str(number)))
+        np.testing.assert_allclose(vectors[: len(TEXTS)], alone, atol=1e-5)
+        np.testing.assert_array_equal(vectors[0], vectors[-1])
 
 
 def test_empty_texts(cache: Path) -> None:
     """An empty text has no vector, and where all are empty no weights are needed."""
-    vectors = encode(["", TEXTS[0], ""], str(ENCODER), 512, cache)
+    vectors = vectors_of(["", TEXTS[0], ""], cache)
     assert np.isnan(vectors).all(axis=1).tolist() == [True, False, True]
     assert np.isfinite(vectors[1]).all()
-    nothing = encode(["", ""], "no/such-encoder", 512, cache)
+    nothing = vectors_of(["", ""], cache, Encoder("no/such-encoder", 512, "fp32", "none"))
     assert len(nothing) == 2 and np.isnan(nothing).all()
 
 
 def test_truncates(cache: Path) -> None:
     """Tokens past the setting are not read, and the cache tells settings apart."""
     texts = ["the sea the sea the sea pilot", "the sea the sea the sea sisters"]
-    short, long = (encode(texts, str(ENCODER), tokens, cache) for tokens in (8, 512))
+    short, long = (vectors_of(texts, cache, choose(str(ENCODER), tokens, "fp32")) for tokens in (8, 512))
     # Two of the eight are the marks of begin and end.
     np.testing.assert_allclose(short[0], short[1], atol=1e-6)
     assert np.abs(long[0] - long[1]).max() > 0.01
-    assert np.isfinite(encode(["sea " * 2_000], str(ENCODER), 512, cache)).all()
+    assert np.isfinite(vectors_of(["sea " * 2_000], cache)).all()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(cache: Path, precision: str) -> None:
+    """Half as many bits give nearly the same vectors, which the cache tells apart."""
+    exact, half = vectors_of(TEXTS, cache), vectors_of(TEXTS, cache, choose(str(ENCODER), 512, precision))
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max()
+    assert cosines(half, exact).min() > 0.999
+    assert cosines(half - exact.mean(axis=0), exact - exact.mean(axis=0)).min() > 0.998
+
+
+@pytest.mark.parametrize(
+    "has, precision", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_vnni", "fp32"), ("cuda", "fp16")]
+)
+def test_fastest_precision(monkeypatch: pytest.MonkeyPatch, has: str, precision: str) -> None:
+    """What the machine computes in natively is chosen."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, has: True, "cpu_name": "any"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has == "cuda")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    assert choose(str(ENCODER), 512, "auto").precision == precision
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    """A copy is the same encoder; other weights, tokens or numbers make another."""
+    copy = shutil.copytree(ENCODER, tmp_path / "copy")
+    same = choose(str(copy), 512, "fp32")
+    assert same.fingerprint == MINI.fingerprint
+    (copy / "README.md").write_text("notes")
+    assert choose(str(copy), 512, "fp32") == same
+    others = {choose(str(copy), *other).fingerprint for other in ((512, "bf16"), (256, "fp32"))}
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert len(others | {same.fingerprint, choose(str(copy), 512, "fp32").fingerprint}) == 4
+
+
+def test_other_weights_than_chosen(cache: Path, tmp_path: Path) -> None:
+    """Known texts need no weights; for a new one they have to be those of the known ones."""
+    copy = shutil.copytree(ENCODER, tmp_path / "copy")
+    encoder = choose(str(copy), 512, "fp32")
+    vectors = vectors_of(TEXTS, cache, encoder)
+    load.cache_clear()
+    (copy / "config.json").write_text((copy / "config.json").read_text() + "\n")
+    np.testing.assert_array_equal(vectors_of(TEXTS, cache, encoder), vectors)
+    with pytest.raises(EncoderUnavailableError, match="changed"):
+        vectors_of(["something new"], cache, encoder)
+
+
+@pytest.mark.usefixtures("one_by_one")
 def test_nothing_is_encoded_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known texts need no weights, in whatever order they come; a new one does."""
-    vectors = encode(TEXTS, str(ENCODER), 512, cache)
+    """Known texts need no weights, in whatever order they come; only new ones are encoded."""
+    assert steps(TEXTS, cache) == [(done + 1, len(TEXTS)) for done in range(len(TEXTS))]
+    assert steps([*TEXTS, "", "new", "new", "newer"], cache) == [(len(TEXTS) + more, len(TEXTS) + 2) for more in (1, 2)]
+    vectors = vectors_of(TEXTS, cache)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("the weights were touched")
 
+    load.cache_clear()
     monkeypatch.setattr(AutoModel, "from_pretrained", refuse)
-    np.testing.assert_array_equal(encode(TEXTS[::-1], str(ENCODER), 512, cache), vectors[::-1])
+    np.testing.assert_array_equal(vectors_of(TEXTS[::-1], cache), vectors[::-1])
     with pytest.raises(EncoderUnavailableError, match="touched"):
-        encode([*TEXTS, "something new"], str(ENCODER), 512, cache)
+        vectors_of([*TEXTS, "newest"], cache)
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_goes_on_after_a_kill(cache: Path) -> None:
+    """What was encoded before a kill is there."""
+    texts = sorted(TEXTS)
+    died = subprocess.run([sys.executable, "-c", DIES, str(ENCODER), cache, *texts], stderr=subprocess.PIPE)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert len(steps(texts, cache)) == len(texts) - len(texts) // 2
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_keeps_the_newest(cache: Path) -> None:
+    """No more vectors are kept than the limit, and all that are asked for are returned."""
+    assert len(steps(TEXTS, cache, limit=20)) == len(TEXTS)
+    with closing(sqlite3.connect(cache)) as store:
+        assert store.execute("SELECT count(*) FROM vectors").fetchone() == (20,)
+    assert len(steps(TEXTS, cache)) == len(TEXTS) - 20
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_many_fill_one_cache(cache: Path) -> None:
+    """Writers do not disturb each other, and nothing is lost."""
+    with ThreadPoolExecutor(4) as pool:
+        orders = [list(np.random.default_rng(number).permutation(TEXTS)) for number in range(4)]
+        answers = list(pool.map(lambda texts: dict(zip(texts, vectors_of(texts, cache))), orders))
+    assert not steps(TEXTS, cache)
+    for text, vector in zip(TEXTS, vectors_of(TEXTS, cache)):
+        for answer in answers:
+            np.testing.assert_allclose(answer[text], vector, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["no database", "overwritten"])
+def test_damaged_cache(cache: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    """A damaged cache is named, set aside and made anew."""
+    vectors = vectors_of(TEXTS, cache)
+    content = bytearray(cache.read_bytes())
+    # The first page describes the tables; they are on the others.
+    start = 0 if damage == "no database" else 4096
+    content[start:] = b"x" * 20_000
+    cache.write_bytes(content)
+    np.testing.assert_allclose(vectors_of(TEXTS, cache), vectors, atol=1e-6)
+    assert str(cache) in caplog.text and "damaged" in caplog.text
+    assert cache.with_name(f"damaged-{cache.name}").read_bytes() == content
+    assert not steps(TEXTS, cache)
+
+
+def test_locked_is_not_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that cannot be written now stays where it is."""
+    vectors_of(TEXTS[:1], cache)
+    error = sqlite3.OperationalError("database or disk is full")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("challenge.encoder.forward", refuse)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        vectors_of(TEXTS, cache)
+    assert [path.name for path in cache.parent.iterdir() if path.name.startswith("damaged")] == []
+
+
+def test_downloaded(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was downloaded once is read without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--some--encoder"
+    shutil.copytree(ENCODER, folder / "snapshots" / "1")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("1")
+    encoder = choose("some/encoder", 512, "fp32")
+    assert encoder.fingerprint == MINI.fingerprint
+    np.testing.assert_array_equal(vectors_of(TEXTS, cache, encoder), vectors_of(TEXTS, cache.with_name("other")))
 
 
 @pytest.mark.parametrize("lacks", ["folder", "weights", "tokenizer", "half the weights", "network"])
@@ -88,5 +256,5 @@ def test_unavailable(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / "encoder" / "model.safetensors").write_bytes((ENCODER / "model.safetensors").read_bytes()[:999_999])
     for _ in range(2):
         with pytest.raises(EncoderUnavailableError, match="CHALLENGE_ENCODER") as caught:
-            encode(TEXTS[:2], name, 512, cache)
+            vectors_of(TEXTS[:2], cache, choose(name, 512, "fp32"))
         assert name in str(caught.value)
