@@ -44,9 +44,8 @@ logging_settings = yaml.safe_load((PACKAGE / "logging.yaml").read_text(encoding=
 logging_settings["root"]["handlers"] = [settings.log]
 dictConfig(logging_settings)
 
-
-service, SLOTS = Service(settings), Semaphore(settings.concurrency)
-
+service = Service(settings)
+slots = Semaphore(settings.concurrency)
 described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text(encoding="utf-8"))
 app = FastAPI(**described, version=VERSION)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
@@ -85,10 +84,10 @@ async def guard(request: Request, answer: Callable[[Request], Awaitable[Response
         return on_error(request, HTTPException(401, detail, {"WWW-Authenticate": "Bearer"}))
     if int(request.headers.get("Content-Length", 0)) > settings.max_upload:
         return on_error(request, HTTPException(413, f"CHALLENGE_MAX_UPLOAD is {settings.max_upload} bytes"))
-    if SLOTS.locked():
+    if slots.locked():
         detail = f"{settings.concurrency} requests are at work (CHALLENGE_CONCURRENCY)"
         return on_error(request, HTTPException(503, detail, {"Retry-After": "1"}))
-    async with SLOTS:
+    async with slots:
         return await answer(request)
 
 

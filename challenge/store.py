@@ -1,6 +1,7 @@
 """Models, trainings and added ratings on disk: each there as a whole or not at all, and the same for all workers."""
 
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ REGISTRY = "registry.sqlite"
 REPORT = "report"
 # Another worker may hold the lock for a moment, to see whether a training is at work.
 PATIENCE = 0.5
+logger = logging.getLogger(__name__)
 sqlite3.register_adapter(dict, json.dumps)
 sqlite3.register_converter("JSON", json.loads)
 
@@ -129,16 +131,12 @@ class Store:
 
     def state(self) -> tuple[int | None, int]:
         """Return the number of the active model, if there is one, and that of the last rating that was added."""
-        row = self._rows("SELECT * FROM state")[0]
-        return row["active"], row["last_rating"]
+        active, last_rating = self._rows("SELECT active, last_rating FROM state")[0].values()
+        return active, last_rating
 
     def models(self) -> list[dict[str, Any]]:
         """Return what is known of each model, the oldest first."""
         return self._rows("SELECT * FROM models ORDER BY id")
-
-    def candidates(self) -> list[int]:
-        """Return the numbers of the models that have served, the active one first, then the one before."""
-        return [row["model"] for row in self._rows("SELECT * FROM candidates")]
 
     def activate(self, number: int) -> None:
         """Make a model the active one; raise `NotFoundError` if there is none of that number."""
@@ -200,6 +198,26 @@ class Store:
             return RatingModel(arrays, json.loads(str(arrays.pop(REPORT))))
         except Exception as error:
             raise ModelDamagedError(f"model {number} ({path}) is damaged: {error}") from error
+
+    def load_active(self) -> RatingModel:
+        """Read the active model, or if it is damaged the one that served before.
+
+        Returns
+        -------
+        RatingModel
+            The last good one.
+
+        Raises
+        ------
+        ModelDamagedError
+            If there is none.
+        """
+        for row in self._rows("SELECT model FROM candidates"):
+            try:
+                return self.load(row["model"])
+            except ModelDamagedError as error:
+                logger.error("%s", error)
+        raise ModelDamagedError("no model can be used; POST ratings to /ratings/train")
 
     def path(self, number: int) -> Path:
         """Return the place of a model's file."""

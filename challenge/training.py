@@ -289,7 +289,7 @@ class Service:
     def _prepare(self) -> Serving:
         old, state = self._serving, self._state()
         if old is None or old.state[:2] != state[:2]:
-            trained = self._load()
+            trained = self.store.load_active()
             # The encoder that the model was trained with: the setting may have changed since.
             catalogue = read_catalogue(self.settings.catalogue)
             movies = trained.describe(catalogue, self._encode(catalogue, trained.report["encoder"]))
@@ -297,15 +297,6 @@ class Service:
             ACTIVE.set(trained.report["model"])
         added = self.store.added(old.state[2], state[2])
         return Serving(state, old.model.update(added, old.movies) if len(added) else old.model, old.movies)
-
-    def _load(self) -> RatingModel:
-        """Load the active model, or if it is damaged the one that served before."""
-        for number in self.store.candidates():
-            try:
-                return self.store.load(number)
-            except ModelDamagedError as error:
-                logger.error("%s", error)
-        raise NotTrainedError("every model is damaged: POST ratings to /ratings/train")
 
     def _encode(self, catalogue: pd.DataFrame, encoder: str, number: int | None = None) -> NDArray[np.float32]:
         texts = catalogue["overview"].fillna("").tolist()

@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def train(store: Store, keep: int = 5) -> int:
-    """Save a model as a training does."""
+    """Save a model as a training does, and return its number."""
     number = store.begin()
     store.save(MODEL, number, keep)
     return number
@@ -95,7 +95,10 @@ def test_damaged_model(store: Store, damage: str) -> None:
         path.write_bytes(content[:-9] + b"x" + content[-8:] if damage == "a bit" else content[: len(content) // 2])
     with pytest.raises(ModelDamagedError, match=path.name):
         store.load(second)
-    assert store.candidates() == [second, first]
+    assert store.load_active().report == MODEL.report
+    store.path(first).unlink()
+    with pytest.raises(ModelDamagedError, match="no model"):
+        store.load_active()
 
 
 def test_one_training_at_a_time(store: Store) -> None:
