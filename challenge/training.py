@@ -22,7 +22,7 @@ from challenge.encoder import encode
 from challenge.fitting import fit_model
 from challenge.model import Movies, RatingModel
 from challenge.settings import VERSION, Settings
-from challenge.store import ModelDamagedError, NotFoundError, Store, replacing
+from challenge.store import NotFoundError, Store, replacing
 from challenge.tables import read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
