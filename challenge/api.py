@@ -36,8 +36,8 @@ PREDICTED = Counter("challenge_predicted_rows", "Rows that a rating was predicte
 Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that shall lie in the intervals")]
 Upload = Annotated[UploadFile, File(description="a CSV file")]
 Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
-# What SQLite can count.
-Number = Annotated[int, Path(ge=1, lt=2**63)]
+# As far as JSON's numbers are exact.
+Number = Annotated[int, Path(ge=1, le=2**53)]
 
 settings = Settings()
 logging_settings = yaml.safe_load((PACKAGE / "logging.yaml").read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def show_models() -> dict[str, Any]:
 
 
 @router.put("/models/active")
-def activate(model: Annotated[int, Body(embed=True, ge=1, lt=2**63)]) -> dict[str, Any]:
+def activate(model: Annotated[int, Body(embed=True, ge=1, le=2**53)]) -> dict[str, Any]:
     """Make a model serve, in all workers; answer with its report."""
     return service.activate(model)
 

@@ -1,6 +1,5 @@
 -- What all workers of a server share. A training that has a sha256 is a model: its file is there, whole and on disk.
-PRAGMA journal_mode = WAL;
-
+-- No write-ahead log: to read one must be possible on a full disk, too.
 CREATE TABLE IF NOT EXISTS ratings (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     userId TEXT NOT NULL,

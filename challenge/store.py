@@ -231,8 +231,9 @@ class Store:
         ratings : DataFrame of shape (ratings, 3)
             ``userId``, ``rating`` and ``movieId``.
         """
+        rows = ratings[["userId", "rating", "movieId"]].itertuples(index=False)
         with closing(self._connect()) as file, file:
-            ratings.to_sql("ratings", file, if_exists="append", index=False)
+            file.executemany("INSERT INTO ratings (userId, rating, movieId) VALUES (?, ?, ?)", rows)
 
     def added(self, after: int = 0, last: int = 2**63 - 1) -> pd.DataFrame:
         """Read ratings that were added.
