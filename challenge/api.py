@@ -1,52 +1,147 @@
-"""The HTTP side: routes, status codes and problem details (RFC 9457)."""
+"""The HTTP side: routes, status codes, limits and problem details (RFC 9457)."""
 
-import logging
+import re
+from asyncio import Semaphore
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from logging.config import dictConfig
+from secrets import compare_digest
 from typing import Annotated, Any
 
 import pandas as pd
-from fastapi import FastAPI, File, Query, Request, Response, UploadFile
+import yaml
+from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
+from fastapi import APIRouter, Body, Depends, FastAPI, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from prometheus_client import Counter
+from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
 from challenge.encoder import EncoderUnavailableError
 from challenge.model import LEVEL
-from challenge.settings import Settings
+from challenge.settings import PACKAGE, VERSION, Settings
+from challenge.store import ModelDamagedError, NotFoundError, TrainingBusyError
 from challenge.tables import CatalogueMissingError, TableError, read_pairs
-from challenge.training import NotTrainedError, Service, TrainingBusyError
+from challenge.training import NotTrainedError, Service
 
-logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 STATUS: dict[type[Exception], int] = {TableError: 422, RequestValidationError: 422, EncoderUnavailableError: 503}
-STATUS |= dict.fromkeys((CatalogueMissingError, NotTrainedError, TrainingBusyError), 409)
+STATUS |= dict.fromkeys((CatalogueMissingError, ModelDamagedError, NotTrainedError, TrainingBusyError), 409)
+STATUS |= {NotFoundError: 404}
+# What needs no key and is never too much.
+OPEN = ("/health/", "/docs", "/openapi.json")
+PREDICTED = Counter("challenge_predicted_rows", "Rows that a rating was predicted for")
+
 Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that shall lie in the intervals")]
 Upload = Annotated[UploadFile, File(description="a CSV file")]
+Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
+# As far as JSON's numbers are exact.
+Number = Annotated[int, Path(ge=1, le=2**53)]
 
-app = FastAPI(title="challenge", description="Predicts what a user will rate a movie that nobody has rated yet.")
-service = Service(Settings())
+settings = Settings()
+logging_settings = yaml.safe_load((PACKAGE / "logging.yaml").read_text(encoding="utf-8"))
+logging_settings["root"]["handlers"] = [settings.log]
+dictConfig(logging_settings)
+
+service = Service(settings)
+slots = Semaphore(settings.concurrency)
+described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text(encoding="utf-8"))
+app = FastAPI(**described, version=VERSION)
+router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
-def on_error(_: Request, error: Exception) -> JSONResponse:
+def on_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what was refused or went wrong by a problem document."""
-    status = STATUS.get(type(error), getattr(error, "status_code", 500))
-    detail = getattr(error, "detail", str(error))
+    status, detail = STATUS.get(type(error), getattr(error, "status_code", 500)), getattr(error, "detail", str(error))
+    kind, title, headers = "about:blank", HTTPStatus(status).phrase, dict(getattr(error, "headers", None) or {})
+    if type(error) in STATUS:
+        title = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
+        kind = "/problems/" + title.lower().replace(" ", "-")
     if isinstance(error, RequestValidationError):
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(content, status, media_type="application/problem+json")
+    if isinstance(error, TrainingBusyError):
+        headers["Location"] = f"/trainings/{error.number}"
+    if status == 500:
+        # The middleware that adds it elsewhere does not see this answer.
+        headers["X-Request-ID"] = correlation_id.get() or ""
+    content = {"type": kind, "title": title, "status": status, "detail": detail}
+    return JSONResponse(content, status, headers, "application/problem+json")
 
 
 for kind in (*STATUS, HTTPException, Exception):
     app.add_exception_handler(kind, on_error)
 
 
-@app.post("/ratings/train")
-def train(file: Upload) -> dict[str, Any]:
-    """Train on a CSV of `userId`, `rating` and `movieId`; answer with a report."""
-    return service.train(read_pairs(file.file, rated=True))
+@app.middleware("http")
+async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse what has no key, is too large or comes on top of too much else, before its body is read."""
+    if request.url.path.startswith(OPEN):
+        return await answer(request)
+    key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
+    if wanted and not compare_digest(key.partition(" ")[2].encode("latin-1"), wanted.encode()):
+        detail = "send the key of CHALLENGE_API_KEY as 'Authorization: Bearer <key>'"
+        return on_error(request, HTTPException(401, detail, {"WWW-Authenticate": "Bearer"}))
+    if int(request.headers.get("Content-Length", 0)) > settings.max_upload:
+        return on_error(request, HTTPException(413, f"CHALLENGE_MAX_UPLOAD is {settings.max_upload} bytes"))
+    if slots.locked():
+        detail = f"{settings.concurrency} requests are at work (CHALLENGE_CONCURRENCY)"
+        return on_error(request, HTTPException(503, detail, {"Retry-After": "1"}))
+    async with slots:
+        return await answer(request)
 
 
-@app.post("/ratings")
+Instrumentator().instrument(app).expose(app, include_in_schema=False)
+app.add_middleware(CorrelationIdMiddleware)
+
+
+@router.post("/ratings/train", responses={202: {"description": "Begun, as `Prefer: respond-async` asked for."}})
+def train(file: Upload, prefer: Annotated[str, Header()] = "") -> Any:
+    """Train on a CSV of `userId`, `rating` and `movieId`; answer with a report, or at once with where it will be."""
+    number, report = service.train(read_pairs(file.file, rated=True))
+    if "respond-async" not in prefer:
+        return report.result()
+    headers = {"Location": f"/trainings/{number}", "Preference-Applied": "respond-async"}
+    return JSONResponse(show_training(number), 202, headers)
+
+
+@router.get("/trainings/{number}")
+def show_training(number: Number) -> dict[str, Any]:
+    """Tell how far a training is, then its report or what went wrong."""
+    return service.store.training(number)
+
+
+@router.get("/models")
+def show_models() -> dict[str, Any]:
+    """Tell which model is active, and list all that are kept, the oldest first, with their trainings' reports."""
+    return {"active": service.store.state()[0], "models": service.store.models()}
+
+
+@router.put("/models/active")
+def activate(model: Annotated[int, Body(embed=True, ge=1, le=2**53)]) -> dict[str, Any]:
+    """Make a model serve, in all workers; answer with its report."""
+    return service.activate(model)
+
+
+@router.put("/movies")
+def replace_catalogue(file: Upload) -> dict[str, int]:
+    """Put the movies of a CSV in the place of the catalogue; the next prediction knows them."""
+    return {"movies": service.replace_catalogue(file.file)}
+
+
+@router.get("/movies/{movie:path}/similar")
+def similar(movie: str, count: Count = 10) -> Any:
+    """List the movies that the same users will like, the most similar first."""
+    return service.similar(movie, count).to_dict("records")
+
+
+@router.get("/users/{user:path}/recommendations")
+def recommend(user: str, count: Count = 10, level: Level = LEVEL) -> Any:
+    """List the movies that a user will rate best of those not rated yet, with intervals and reasons."""
+    return service.recommend(user, count, level).to_dict("records")
+
+
+@router.post("/ratings")
 def rate(file: Upload) -> dict[str, int]:
     """Add the ratings of a CSV like that of a training; the next prediction knows them."""
     ratings = read_pairs(file.file, rated=True)
@@ -54,12 +149,14 @@ def rate(file: Upload) -> dict[str, int]:
     return {"rows": len(ratings), "users": ratings["userId"].nunique()}
 
 
-@app.post("/ratings/predict")
+@router.post("/ratings/predict")
 def predict(file: Upload, detail: bool = False, level: Level = LEVEL) -> Response:
     """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
     pairs, (model, movies) = read_pairs(file.file, rated=False), service.serving()
     answer = model.explain(pairs, movies, level) if detail else pd.Series(model.predict(pairs, movies))
-    return Response(answer.to_json(orient="index"), media_type="application/json")
+    PREDICTED.inc(len(pairs))
+    headers = {"X-Model": str(model.report["model"])}
+    return Response(answer.to_json(orient="index"), media_type="application/json", headers=headers)
 
 
 @app.get("/health/live")
@@ -71,6 +168,10 @@ async def live() -> dict[str, str]:
 @app.get("/health/ready")
 def ready() -> dict[str, Any]:
     """Tell what model serves; 503 until there is one."""
-    if service.model is None:
-        raise HTTPException(503, "there is no model yet: POST ratings to /ratings/train first")
-    return {"status": "ready", "model": service.model.report}
+    try:
+        return {"status": "ready", "model": service.serving()[0].report}
+    except NotTrainedError as error:
+        raise HTTPException(503, str(error)) from error
+
+
+app.include_router(router)

@@ -98,7 +98,7 @@ def encode(
     limit : int
         Most vectors that it keeps; those that came first leave first.
     progress : callable
-        Told after each batch how many of how many texts have a vector.
+        Told at first and after each batch how many of how many texts have a vector.
 
     Returns
     -------
@@ -120,6 +120,7 @@ def encode(
     try:
         batches = recall(wanted, encoder, cache, limit)
         vectors = next(batches)
+        progress(len(vectors), len(wanted))
         with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(wanted)) as bar:
             for batch in batches:
                 vectors |= batch

@@ -229,6 +229,8 @@ class RatingModel:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
         reasons: list[dict[str, float]] = [{} for _ in user]
         rows, history = pd.Series(user).groupby(user).indices, self._history(np.unique(user), movies)
+        if not history.users.size:
+            return reasons
         concerned, index = np.unique(history.users, return_inverse=True)
         for batch, places, there in batches(index, movies.taste.shape[1]):
             rated, target = history.movies[places], history.stars[places][..., None]

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+VERSION = "1.0.0"
+PACKAGE = Path(__file__).parent
 
 
 class Settings(BaseSettings):
@@ -19,3 +22,8 @@ class Settings(BaseSettings):
     catalogue: Path = Field(Path("df_movies.csv"), description="the movies, a CSV")
     models: Path = Field(Path("models"), description="folder of the trained models and the overview vectors")
     seed: int = Field(0, ge=0, description="seed of the folds and of every random choice")
+    keep: int = Field(5, ge=1, description="models that are kept, the newest; the active one always is")
+    api_key: SecretStr = Field(SecretStr(""), description="bearer token that requests must carry; none if empty")
+    max_upload: ByteSize = Field(ByteSize(2**30), description="the largest request body")
+    concurrency: int = Field(32, ge=1, le=36, description="requests that a worker serves at a time")
+    log: Literal["text", "json"] = Field("text", description="form of the log's lines")

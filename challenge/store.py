@@ -1,88 +1,269 @@
-"""The trained model and the ratings that came after it on disk: each there as a whole or not at all."""
+"""Models, trainings and added ratings on disk: each there as a whole or not at all, and the same for all workers."""
 
 import json
+import logging
 import os
+import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from hashlib import file_digest
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from challenge.model import RatingModel
+from challenge.settings import PACKAGE
 
-FILE = "model.npz"
+REGISTRY = "registry.sqlite"
 REPORT = "report"
-RATINGS = "ratings.sqlite"
+# Another worker may hold the lock for a moment, to see whether a training is at work.
+PATIENCE = 0.5
+logger = logging.getLogger(__name__)
+sqlite3.register_adapter(dict, json.dumps)
+sqlite3.register_converter("JSON", json.loads)
 
 
-def save(model: RatingModel, folder: Path) -> None:
-    """Write a model; until that is done the earlier one stays.
-
-    Parameters
-    ----------
-    model : RatingModel
-        A fitted one.
-    folder : Path
-        Where it goes; made when missing.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{FILE}.part").open("wb") as file:
-        np.savez(file, allow_pickle=False, **model.arrays, **{REPORT: np.array(json.dumps(model.report))})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, folder / FILE)
+class NotFoundError(LookupError):
+    """Something of that name is not there."""
 
 
-def load(folder: Path) -> RatingModel | None:
-    """Read the model that was saved last.
+class ModelDamagedError(RuntimeError):
+    """A model's file is not what the training wrote."""
+
+
+class TrainingBusyError(RuntimeError):
+    """A training is at work.
 
     Parameters
     ----------
-    folder : Path
-        Where it was saved.
-
-    Returns
-    -------
-    RatingModel or None
-        None where there is none yet.
+    number : int
+        Its number.
     """
-    if not (folder / FILE).exists():
-        return None
-    with np.load(folder / FILE, allow_pickle=False) as file:
-        arrays = dict(file)
-    return RatingModel(arrays, json.loads(str(arrays.pop(REPORT))))
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"training {number} is at work; try again when it is done")
+        self.number = number
 
 
-def add(ratings: pd.DataFrame, folder: Path) -> None:
-    """Write ratings such that they outlive a crash right after this.
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that takes the place of another one when all of it is on disk.
 
     Parameters
     ----------
-    ratings : DataFrame of shape (ratings, 3)
-        ``userId``, ``rating`` and ``movieId``.
-    folder : Path
-        Where the model is.
+    path : Path
+        The file's place; what was there stays until then, and for good if the writing fails.
+
+    Yields
+    ------
+    file
+        To write to.
     """
-    with closing(sqlite3.connect(folder / RATINGS, timeout=60)) as file, file:
-        ratings.to_sql("ratings", file, if_exists="append", index=False)
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        with (Path(folder) / path.name).open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
 
 
-def added(folder: Path) -> pd.DataFrame:
-    """Read all ratings that were added.
+class Store:
+    """The models of a folder, and what else its workers share.
 
     Parameters
     ----------
     folder : Path
-        Where the model is.
-
-    Returns
-    -------
-    DataFrame of shape (ratings, 3)
-        As they were added, the oldest first.
+        Made when missing.
     """
-    with closing(sqlite3.connect(folder / RATINGS, timeout=60)) as file:
-        file.execute("CREATE TABLE IF NOT EXISTS ratings (userId TEXT, rating REAL, movieId TEXT)")
-        return pd.read_sql(
-            "SELECT * FROM ratings ORDER BY rowid", file, dtype={"userId": "category", "movieId": "category"}
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with closing(self._connect()) as file:
+            file.executescript((PACKAGE / "schema.sql").read_text(encoding="utf-8"))
+        # What a dead worker was at will not be finished.
+        with suppress(TrainingBusyError), self.alone():
+            self._rows("UPDATE trainings SET error = 'the server was stopped' WHERE ended IS NULL")
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Take the lock of all workers that a training holds; the system lets go of it if the worker dies.
+
+        Returns
+        -------
+        context manager
+            Lets go of it at the end of a ``with``.
+
+        Raises
+        ------
+        TrainingBusyError
+            If a training is at work.
+        """
+        try:
+            return FileLock(self.folder / "training.lock", PATIENCE, thread_local=False).acquire()
+        except Timeout as error:
+            raise TrainingBusyError(self._rows("SELECT max(id) AS last FROM trainings")[0]["last"]) from error
+
+    def begin(self) -> int:
+        """Return the number of a new training."""
+        return int(self._rows("INSERT INTO trainings DEFAULT VALUES RETURNING id")[0]["id"])
+
+    def update(self, number: int | None, **columns: Any) -> None:
+        """Write down how far a training is.
+
+        Parameters
+        ----------
+        number : int or None
+            The training's; with None nothing happens.
+        **columns
+            New values; with ``error`` the training has ended.
+        """
+        names = ", ".join(f"{name} = ?" for name in columns)
+        self._rows(f"UPDATE trainings SET {names} WHERE id = ?", *columns.values(), number)
+
+    def training(self, number: int) -> dict[str, Any]:
+        """Return the state of a training, its progress, and its report or error; raise `NotFoundError` without it."""
+        return self._row("training", number, "SELECT * FROM jobs WHERE id = ?")
+
+    def state(self) -> tuple[int | None, int]:
+        """Return the number of the active model, if there is one, and that of the last rating that was added."""
+        active, last_rating = self._rows("SELECT active, last_rating FROM state")[0].values()
+        return active, last_rating
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return what is known of each model, the oldest first."""
+        return self._rows("SELECT * FROM models ORDER BY id")
+
+    def activate(self, number: int) -> None:
+        """Make a model the active one; raise `NotFoundError` if there is none of that number."""
+        self._row("model", number, "INSERT INTO switches (model) SELECT id FROM models WHERE id = ? RETURNING id")
+
+    def save(self, model: RatingModel, number: int, keep: int) -> None:
+        """Write the model of a training, which serves from then on, and remove old ones.
+
+        Parameters
+        ----------
+        model : RatingModel
+            A fitted one.
+        number : int
+            The training's.
+        keep : int
+            Models that stay, the newest; the active one always does.
+        """
+        path = self.path(number)
+        with replacing(path) as file:
+            np.savez(file, allow_pickle=False, **model.arrays, **{REPORT: np.array(json.dumps(model.report))})
+        with path.open("rb") as written:
+            self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
+        newest = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
+        self._rows(
+            f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN (SELECT active FROM state UNION {newest})", keep
         )
+        # Also what trainings left behind that were killed.
+        kept = {self.path(row["id"]) for row in self.models()}
+        for stray in {*self.folder.glob("model-*.npz"), *self.folder.glob(".model-*")} - kept:
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+
+    def load(self, number: int) -> RatingModel:
+        """Read a model.
+
+        Parameters
+        ----------
+        number : int
+            Of its training.
+
+        Returns
+        -------
+        RatingModel
+            As it was saved.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none of that number.
+        ModelDamagedError
+            If its file is not there or is not what was saved.
+        """
+        path, saved = self.path(number), self._row("model", number, "SELECT sha256 FROM models WHERE id = ?")
+        try:
+            with path.open("rb") as file:
+                if file_digest(file, "sha256").hexdigest() != saved["sha256"]:
+                    raise ValueError("its sha256 has changed")
+                file.seek(0)
+                arrays = dict(np.load(file, allow_pickle=False))
+            return RatingModel(arrays, json.loads(str(arrays.pop(REPORT))))
+        except Exception as error:
+            raise ModelDamagedError(f"model {number} ({path}) is damaged: {error}") from error
+
+    def load_active(self) -> RatingModel:
+        """Read the active model, or if it is damaged the one that served before.
+
+        Returns
+        -------
+        RatingModel
+            The last good one.
+
+        Raises
+        ------
+        ModelDamagedError
+            If there is none.
+        """
+        for row in self._rows("SELECT model FROM candidates"):
+            try:
+                return self.load(row["model"])
+            except ModelDamagedError as error:
+                logger.error("%s", error)
+        raise ModelDamagedError("no model can be used; POST ratings to /ratings/train")
+
+    def path(self, number: int) -> Path:
+        """Return the place of a model's file."""
+        return self.folder / f"model-{number}.npz"
+
+    def add(self, ratings: pd.DataFrame) -> None:
+        """Write ratings such that they outlive a crash right after this.
+
+        Parameters
+        ----------
+        ratings : DataFrame of shape (ratings, 3)
+            ``userId``, ``rating`` and ``movieId``.
+        """
+        rows = ratings[["userId", "rating", "movieId"]].itertuples(index=False)
+        with closing(self._connect()) as file, file:
+            file.executemany("INSERT INTO ratings (userId, rating, movieId) VALUES (?, ?, ?)", rows)
+
+    def added(self, after: int = 0, last: int = 2**63 - 1) -> pd.DataFrame:
+        """Read ratings that were added.
+
+        Parameters
+        ----------
+        after, last : int
+            Number of the last rating to leave out, and of the last one to read.
+
+        Returns
+        -------
+        DataFrame of shape (ratings, 3)
+            As they were added, the oldest first.
+        """
+        query = "SELECT userId, rating, movieId FROM ratings WHERE id > ? AND id <= ? ORDER BY id"
+        kinds = {"userId": "category", "movieId": "category"}
+        with closing(self._connect()) as file:
+            return pd.read_sql(query, file, params=(after, last), dtype=kinds)
+
+    def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Run one statement as a transaction, which is on disk afterwards."""
+        with closing(self._connect()) as file, file:
+            return [dict(row) for row in file.execute(query, values)]
+
+    def _row(self, what: str, number: int, query: str) -> dict[str, Any]:
+        if not (rows := self._rows(query, number)):
+            raise NotFoundError(f"there is no {what} {number}")
+        return rows[0]
+
+    def _connect(self) -> sqlite3.Connection:
+        file = sqlite3.connect(self.folder / REGISTRY, timeout=60, detect_types=sqlite3.PARSE_DECLTYPES)
+        file.row_factory = sqlite3.Row
+        return file

@@ -107,12 +107,12 @@ def read_pairs(source: IO[bytes], *, rated: bool) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def read_catalogue(path: Path) -> pd.DataFrame:
+def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     """Read the movies, every column as text.
 
     Parameters
     ----------
-    path : Path
+    source : file or path
         CSV with the column ``movieId`` (or ``movieID``) and any others.
 
     Returns
@@ -128,8 +128,8 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         If it cannot be used.
     """
     try:
-        catalogue = read_csv(path, ("movieId",), dtype=str)
+        catalogue = read_csv(source, ("movieId",), dtype=str)
     except FileNotFoundError as error:
-        raise CatalogueMissingError(f"there is no catalogue at {path} (CHALLENGE_CATALOGUE)") from error
+        raise CatalogueMissingError(f"there is no catalogue at {source} (CHALLENGE_CATALOGUE)") from error
     catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
     return catalogue.assign(overview=catalogue.get("overview", pd.Series(dtype=str))).astype({"overview": object})

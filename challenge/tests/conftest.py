@@ -28,6 +28,7 @@ class Answer(NamedTuple):
     status: int
     kind: str
     body: str
+    headers: dict[str, str]
 
     @property
     def json(self) -> Any:
@@ -45,7 +46,8 @@ class Upload:
     """A request by curl that is under way."""
 
     def __init__(self, url: str, *options: str, data: bytes = b"") -> None:
-        command = ["curl", "-sS", "--noproxy", "*", "--max-time", "300", "-w", "\n%{http_code}\n%{content_type}"]
+        written = "\n%{http_code}\n%{content_type}\n%{header_json}"
+        command = ["curl", "-sS", "--noproxy", "*", "--max-time", "300", "-w", written]
         with TemporaryFile() as body:
             body.write(data)
             body.seek(0)
@@ -61,8 +63,9 @@ class Upload:
         """Wait for the answer."""
         output, errors = self.process.communicate()
         assert self.process.returncode == 0, errors.decode()
-        body, status, kind = output.decode().rsplit("\n", 2)
-        return Answer(int(status), kind, body)
+        told, _, headers = output.decode().rpartition("\n{")
+        body, status, kind = told.rsplit("\n", 2)
+        return Answer(int(status), kind, body, {name: value[-1] for name, value in json.loads("{" + headers).items()})
 
 
 class Server:
@@ -102,9 +105,9 @@ class Server:
                 self.process.kill()
                 self.process.wait()
 
-    def get(self, path: str) -> Answer:
-        """GET a path."""
-        return self.request(path).answer()
+    def get(self, path: str, *options: str) -> Answer:
+        """GET a path, or whatever the options say."""
+        return self.request(path, *options).answer()
 
     def request(self, path: str, *options: str, data: bytes = b"") -> Upload:
         """Send a request, and do not wait for the answer."""
@@ -129,13 +132,15 @@ Start = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start servers, each in an empty folder but for a copy of the catalogue, if one is given."""
+    """Start servers, each in an empty folder but for a copy of the catalogue and of the models, if they are given."""
     with ExitStack() as stack:
 
-        def run(catalogue: Path | None = None, **settings: str) -> Server:
+        def run(catalogue: Path | None = None, models: Path | None = None, **settings: str) -> Server:
             server = Server(tmp_path_factory.mktemp("server"), **settings)
             if catalogue:
                 shutil.copyfile(catalogue, server.folder / "df_movies.csv")
+            if models:
+                shutil.copytree(models, server.folder / "models")
             stack.callback(server.stop)
             server.start()
             return server

@@ -2,13 +2,17 @@
 
 import csv
 import json
+import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from challenge.encoder import choose
+from challenge.store import REGISTRY, Store
 from challenge.tests.conftest import DEMO, ENCODER, PROJECT, Answer, Server, Start, Upload, error
 from challenge.tests.test_tables import BAD, BAD_IDS, GOOD
 
@@ -105,7 +109,9 @@ def test_health_and_pages(server: Server) -> None:
     assert server.get("/health/live").json == {"status": "live"}
     docs = server.get("/docs")
     assert (docs.status, docs.kind.split(";")[0]) == (200, "text/html")
-    assert {"/ratings", "/ratings/train", "/ratings/predict"} <= set(server.get("/openapi.json").json["paths"])
+    assert {"/ratings", "/ratings/train", "/ratings/predict", "/models", "/movies"} <= set(
+        server.get("/openapi.json").json["paths"]
+    )
     server.get("/nowhere").refused(404)
     server.get("/ratings/train").refused(405)
 
@@ -177,7 +183,6 @@ def test_ratings_added(server: Server, expected: str, ratings: pd.DataFrame) -> 
     own = ratings[ratings["userId"] == ratings["userId"].iloc[0]]
     pairs = pd.read_csv(TEST, dtype=str).assign(userId="newcomer").drop_duplicates("movieId").to_csv(index=False)
     stranger = server.predict(pairs).json
-    path = server.folder / "models" / "ratings.sqlite"
     try:
         table = own.assign(userId="newcomer", rating="5").to_csv(index=False)
         answer = server.request("/ratings", "-F", "file=@-", data=table.encode()).answer()
@@ -192,7 +197,9 @@ def test_ratings_added(server: Server, expected: str, ratings: pd.DataFrame) -> 
         assert server.train(TRAIN).json["users"] == 301
         server.request("/ratings", "-F", "file=@-", data=b"userId,movieId\n1,2\n").answer().refused(422)
     finally:
-        path.unlink()
+        with sqlite3.connect(server.folder / "models" / REGISTRY) as file:
+            file.execute("DELETE FROM ratings")
+        file.close()
         assert server.train(TRAIN).status == 200
     assert server.predict(pairs).json == stranger
 
@@ -260,6 +267,187 @@ def test_answers_during_training(server: Server, expected: str) -> None:
     done, busy = sorted((upload.answer() for upload in uploads), key=lambda answer: answer.status)
     assert done.status == 200
     assert "training" in busy.refused(409)
+
+
+KEY = "a key"
+BEARER = ("-H", f"Authorization: Bearer {KEY}")
+
+
+@pytest.fixture(scope="module")
+def pair(start: Start, server: Server) -> Server:
+    """Start two workers with a key and narrow limits on a copy of the trained server's models."""
+    limits = {"CHALLENGE_MAX_UPLOAD": "300kB", "CHALLENGE_API_KEY": KEY, "CHALLENGE_LOG": "json"}
+    models = server.folder / "models"
+    return start(DEMO / "df_movies.csv", models, CHALLENGE_ENCODER=str(ENCODER), WEB_CONCURRENCY="2", **limits)
+
+
+def form(path: Path) -> tuple[str, str]:
+    """Give the options that send a file."""
+    return "-F", f"file=@{path}"
+
+
+def test_training_as_a_job(server: Server, expected: str) -> None:
+    """A training that is not waited for tells its progress, then its report; another one is sent to it meanwhile."""
+    begun = server.get("/ratings/train", *form(TRAIN), "-H", "Prefer: respond-async")
+    assert (begun.status, begun.headers["preference-applied"]) == (202, "respond-async")
+    path = begun.headers["location"]
+    busy = server.get("/ratings/train", *form(TRAIN))
+    assert path in ("", busy.headers["location"]) and path.split("/")[-1] in busy.refused(409)
+    stages = [begun.json["stage"]]
+    while (told := server.get(path).json)["state"] == "running":
+        assert told["report"] is told["error"] is None
+        stages.append(told["stage"])
+        time.sleep(0.05)
+    assert set(stages) <= {"waiting", "encoder", "fitting", "saving"} and "fitting" in stages
+    assert (told["state"], told["report"]["rows"]) == ("done", 15_873)
+    assert told["seconds"] > 1
+    assert server.predict(TEST).body == expected
+    server.get("/trainings/123456").refused(404)
+    server.get("/trainings/0").refused(422)
+    failed = server.get("/ratings/train", "-F", "file=@-", "-H", "Prefer: respond-async")
+    assert failed.refused(422)
+
+
+def test_models_are_switched(server: Server, ratings: pd.DataFrame, expected: str) -> None:
+    """An earlier model can be made to serve again, and the answer names it."""
+    before = server.get("/models").json
+    assert before["active"] == before["models"][-1]["id"]
+    assert server.train(ratings.head(8_000).to_csv(index=False)).status == 200
+    after = server.get("/models").json
+    assert after["active"] == after["models"][-1]["id"] > before["active"]
+    assert len(after["models"][-1]["sha256"]) == 64
+    for number in (before["active"], after["active"], before["active"]):
+        answer = server.get("/models/active", "-X", "PUT", "--json", json.dumps({"model": number}))
+        assert (answer.status, answer.json["model"]) == (200, number)
+        predicted = server.predict(TEST)
+        assert predicted.headers["x-model"] == str(number)
+        assert (predicted.body == expected) == (number == before["active"])
+    server.get("/models/active", "-X", "PUT", "--json", '{"model": 999}').refused(404)
+    server.get("/models/active", "-X", "PUT", "--json", '{"model": "last"}').refused(422)
+
+
+def test_damaged_model_is_refused(server: Server, expected: str) -> None:
+    """A model whose file has changed cannot be made to serve, and is named."""
+    models = server.get("/models").json
+    other = next(model["id"] for model in models["models"] if model["id"] != models["active"])
+    path = server.folder / "models" / f"model-{other}.npz"
+    path.write_bytes(path.read_bytes()[:-1])
+    detail = server.get("/models/active", "-X", "PUT", "--json", json.dumps({"model": other})).refused(409)
+    assert f"model {other} " in detail
+    assert server.get("/models").json["active"] == models["active"]
+    assert server.predict(TEST).body == expected
+
+
+def test_lists(server: Server) -> None:
+    """Similar movies and recommendations come best first, as many as wanted."""
+    similar = server.get("/movies/890/similar?count=4").json
+    assert len(similar) == 4 and set(similar[0]) == {"movieId", "similarity"}
+    best = server.get("/users/1/recommendations?count=3&level=0.5").json
+    assert [set(row) for row in best] == [{"movieId", "rating", "low", "high", "why"}] * 3
+    assert best == sorted(best, key=lambda row: -row["rating"])
+    stranger = server.get("/users/some%2Fone%20new/recommendations").json
+    assert len(stranger) == 10 and stranger[0]["why"]["because"] == {}
+    assert "'none'" in server.get("/movies/none/similar").refused(404)
+    server.get("/movies/890/similar?count=0").refused(422)
+
+
+def test_catalogue_is_replaced(server: Server, expected: str, tmp_path: Path) -> None:
+    """Other movies take the place of the catalogue if all of them are right."""
+    path, movies = tmp_path / "movies.csv", pd.read_csv(DEMO / "df_movies.csv", dtype=str)
+    movies.assign(movieId=movies["movieId"].where(movies.index != 7)).to_csv(path, index=False)
+    assert "line 9, column 'movieId'" in server.get("/movies", "-X", "PUT", *form(path)).refused(422)
+    assert server.predict(TEST).body == expected
+    movies.head(50).assign(overview="What nobody has read.").to_csv(path, index=False)
+    assert server.get("/movies", "-X", "PUT", *form(path)).json == {"movies": 50}
+    assert server.predict(TEST).body != expected
+    assert len(server.get("/users/nobody/recommendations?count=100").json) == 50
+    assert server.get("/movies", "-X", "PUT", *form(DEMO / "df_movies.csv")).status == 200
+    assert server.predict(TEST).body == expected
+
+
+def test_problem_types(server: Server) -> None:
+    """Each kind of problem has a type that the OpenAPI document lists, and each answer its request's id."""
+    problem = server.get("/openapi.json").json["paths"]["/models"]["get"]["responses"]["4XX"]
+    types = problem["content"]["application/problem+json"]["schema"]["properties"]["type"]["enum"]
+    answers = [server.get("/nowhere"), server.predict(b""), server.get("/trainings/x"), server.get("/trainings/99999")]
+    assert len({answer.json["type"] for answer in answers}) == 4
+    assert {answer.json["type"] for answer in answers} < set(types)
+    own = "0123456789abcdef" * 2
+    for path in ("/nowhere", "/health/live"):
+        assert server.get(path, "-H", f"X-Request-ID: {own}").headers["x-request-id"] == own
+    assert own in (server.folder / "server.log").read_text()
+    assert "POST" in server.get("/ratings").headers["allow"]
+
+
+def test_key(pair: Server) -> None:
+    """Without the key only health and the page are to be had."""
+    for path in ("/health/live", "/health/ready", "/docs", "/openapi.json"):
+        assert pair.get(path).status == 200
+    for options in ((), ("-H", "Authorization: Bearer wrong"), ("-H", "Authorization: Bearer ä")):
+        for path in ("/models", "/metrics", "/nowhere"):
+            answer = pair.get(path, *options)
+            assert "CHALLENGE_API_KEY" in answer.refused(401) and answer.headers["www-authenticate"] == "Bearer"
+    assert pair.get("/models", *BEARER).status == 200
+    assert KEY not in (pair.folder / "server.log").read_text()
+
+
+@pytest.mark.parametrize("length", ["told", "chunked"])
+def test_too_large(pair: Server, length: str) -> None:
+    """A body beyond the limit is refused, whether its length is told or not."""
+    header = ("-H", "Transfer-Encoding: chunked") if length == "chunked" else ()
+    table = "userId,movieId\n" + "1,2\n" * 100_000
+    answer = pair.request("/ratings/predict", "-F", "file=@-", *BEARER, *header, data=table.encode()).answer()
+    answer.refused(413)
+    assert pair.get("/ratings/predict", *form(TEST), *BEARER).status == 200
+
+
+def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> None:
+    """A switch, an added rating and the counts are those of all workers."""
+
+    def rows() -> float:
+        counts = pair.get("/metrics", *BEARER).body.splitlines()
+        return sum(float(line.split()[-1]) for line in counts if line.startswith("challenge_predicted_rows_total"))
+
+    before, models = rows(), pair.get("/models", *BEARER).json
+    answers = {pair.get("/ratings/predict", *form(TEST), *BEARER).body for _ in range(10)}
+    assert answers == {expected}
+    assert rows() - before == 10 * len(json.loads(expected))
+    assert f"challenge_active_model {models['active']}.0" in pair.get("/metrics", *BEARER).body
+    assert pair.get("/ratings/train", *form(TRAIN), *BEARER).status == 200
+    number = models["active"] + 1
+    trained = pair.get("/models", *BEARER).json["active"]
+    assert trained >= number
+    served = {pair.get("/ratings/predict", *form(TEST), *BEARER).headers["x-model"] for _ in range(10)}
+    assert served == {str(trained)}
+    rated = ratings.head(30).assign(userId="newcomer", rating="5").to_csv(index=False).encode()
+    assert pair.request("/ratings", "-F", "file=@-", *BEARER, data=rated).answer().status == 200
+    pairs = b"userId,movieId\nnewcomer,890\n"
+    told = {pair.request("/ratings/predict", "-F", "file=@-", *BEARER, data=pairs).answer().body for _ in range(10)}
+    assert len(told) == 1
+
+
+def test_json_log(pair: Server) -> None:
+    """Each line of the log is an object that holds the request's id."""
+    identity = pair.get("/health/live").headers["x-request-id"]
+    lines = [line for line in (pair.folder / "server.log").read_text().splitlines() if line.startswith("{")]
+    assert [json.loads(line)["name"] for line in lines if identity in line] == ["uvicorn.access"]
+
+
+def test_too_much_at_a_time(start: Start, server: Server) -> None:
+    """Beyond the limit requests are put off; a stop lets those at work finish."""
+    models = server.folder / "models"
+    busy = start(DEMO / "df_movies.csv", models, CHALLENGE_ENCODER=str(ENCODER), CHALLENGE_CONCURRENCY="1")
+    store = Store(busy.folder / "models")
+    training = busy.post("train", TRAIN)
+    while training.running() and not store._rows("SELECT id FROM jobs WHERE state = 'running'"):
+        time.sleep(0.01)
+    answer = busy.get("/models")
+    assert answer.headers["retry-after"] == "1" and "CHALLENGE_CONCURRENCY" in answer.refused(503)
+    assert busy.get("/health/ready").status == 200
+    assert busy.process
+    busy.process.send_signal(signal.SIGTERM)
+    assert training.answer().status == 200
+    assert busy.process.wait(20) in (0, -signal.SIGTERM)
 
 
 def test_not_trained(untrained: Server) -> None:

@@ -53,10 +53,10 @@ def vectors_of(texts: list[str], cache: Path, encoder: Encoder = MINI, limit: in
 
 
 def steps(texts: list[str], cache: Path, limit: int = 1000) -> list[tuple[int, int]]:
-    """Encode, and return the progress that was told."""
+    """Encode, and return the progress that was told after what is known."""
     told: list[tuple[int, int]] = []
     encode(texts, MINI, cache, limit, lambda done, total: told.append((done, total)))
-    return told
+    return told[1:]
 
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:

@@ -20,6 +20,30 @@ def test_defaults_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Settings().encoder, Settings().max_tokens) == ("some/encoder", 128)
 
 
+def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is in no text that a log or an error might show."""
+    monkeypatch.setenv("CHALLENGE_API_KEY", "a key")
+    assert "a key" not in repr(Settings()) and Settings().api_key.get_secret_value() == "a key"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KEEP", "0"),
+        ("MAX_UPLOAD", "much"),
+        ("CONCURRENCY", "0"),
+        ("CONCURRENCY", "37"),
+        ("LOG", "xml"),
+        ("SEED", "-1"),
+    ],
+)
+def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """What makes no sense is refused by the setting's name."""
+    monkeypatch.setenv(f"CHALLENGE_{name}", value)
+    with pytest.raises(ValidationError, match=f"(?i){name}"):
+        Settings()
+
+
 @pytest.mark.parametrize("value", ["many", "", "0", "-1", "513", "1.5"])
 def test_invalid_number_of_tokens(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """What is no possible number of tokens is refused by the setting's name."""

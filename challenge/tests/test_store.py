@@ -1,4 +1,4 @@
-"""Models and added ratings on disk."""
+"""Models, trainings and added ratings on disk."""
 
 import sqlite3
 from pathlib import Path
@@ -7,58 +7,170 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from challenge import store
 from challenge.fitting import boost
 from challenge.model import RatingModel
+from challenge.store import REGISTRY, ModelDamagedError, NotFoundError, Store, TrainingBusyError, replacing
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
 ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
 MODEL = RatingModel(ARRAYS, {"rows": 3})
 
 
-def test_model_comes_back(tmp_path: Path) -> None:
-    """What was saved is loaded; before that there is none."""
-    assert store.load(tmp_path / "models") is None
-    store.save(MODEL, tmp_path / "models")
-    loaded = store.load(tmp_path / "models")
-    assert loaded and loaded.report == MODEL.report
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Open a store in a folder that is not there yet."""
+    return Store(tmp_path / "models")
+
+
+def train(store: Store, keep: int = 5) -> int:
+    """Save a model as a training does, and return its number."""
+    number = store.begin()
+    store.save(MODEL, number, keep)
+    return number
+
+
+def files(store: Store) -> list[str]:
+    """Name the files of models and what else is left of them."""
+    return sorted(path.name for path in store.folder.iterdir() if "model-" in path.name)
+
+
+def test_model_comes_back(store: Store) -> None:
+    """What was saved is loaded and active; before that there is none."""
+    assert store.state() == (None, 0)
+    with pytest.raises(NotFoundError, match="model 1"):
+        store.load(1)
+    assert train(store) == 1
+    assert store.state() == (1, 0)
+    loaded = Store(store.folder).load(1)
+    assert loaded.report == MODEL.report
     assert {name: array.tolist() for name, array in loaded.arrays.items()} == {
         name: array.tolist() for name, array in MODEL.arrays.items()
     }
 
 
-def test_half_a_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash while a model is written leaves the earlier one."""
-    store.save(MODEL, tmp_path)
-    before = (tmp_path / store.FILE).read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        store.save(RatingModel(MODEL.arrays, {"rows": 4}), tmp_path)
-    assert (tmp_path / store.FILE).read_bytes() == before
+def test_old_models_are_removed(store: Store) -> None:
+    """The newest stay, and the active one."""
+    first = train(store)
+    train(store)
+    store.activate(first)
+    for _ in range(3):
+        store.begin()
+    last = train(store, keep=1)
+    assert files(store) == [f"model-{last}.npz"]
+    older = train(store, keep=2)
+    store.activate(last)
+    newer = train(store, keep=1)
+    assert files(store) == [f"model-{newer}.npz"]
+    with pytest.raises(NotFoundError):
+        store.activate(older)
+    assert store.state()[0] == newer
 
 
-def test_ratings_come_back_in_order(tmp_path: Path) -> None:
+def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure while a model is written, and a file without its row, leave the earlier one."""
+    first, second = train(store), store.begin()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        store.save(MODEL, second, 5)
+    monkeypatch.undo()
+    assert files(store) == [f"model-{first}.npz"]
+    store.path(second).write_bytes(store.path(first).read_bytes())
+    (store.folder / f".model-{second}.npz-killed").mkdir()
+    with pytest.raises(NotFoundError):
+        store.load(second)
+    assert store.state()[0] == first
+    third = train(store)
+    assert files(store) == [f"model-{first}.npz", f"model-{third}.npz"]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "no file", "half a file"])
+def test_damaged_model(store: Store, damage: str) -> None:
+    """A file that is not what was saved is refused by name, and the model that served before is found."""
+    first, second = train(store), train(store)
+    path = store.path(second)
+    content = path.read_bytes()
+    if damage == "no file":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-9] + b"x" + content[-8:] if damage == "a bit" else content[: len(content) // 2])
+    with pytest.raises(ModelDamagedError, match=path.name):
+        store.load(second)
+    assert store.load_active().report == MODEL.report
+    store.path(first).unlink()
+    with pytest.raises(ModelDamagedError, match="no model"):
+        store.load_active()
+
+
+def test_one_training_at_a_time(store: Store) -> None:
+    """Only one holder has the lock, across stores as well; what a dead one left is not at work."""
+    other = Store(store.folder)
+    with store.alone():
+        number = store.begin()
+        for one in (store, other):
+            with pytest.raises(TrainingBusyError, match=f"training {number} "):
+                one.alone()
+        Store(store.folder)
+        assert store.training(number)["state"] == "running"
+    Store(store.folder)
+    dead = store.training(number)
+    assert dead["state"] == "failed" and "stopped" in dead["error"]
+    with other.alone():
+        pass
+
+
+def test_progress(store: Store) -> None:
+    """A training tells its stage, then its report or its error."""
+    number = store.begin()
+    store.update(number, stage="encoder", done=3, total=9)
+    told = store.training(number)
+    assert [told[name] for name in ("state", "stage", "done", "total")] == ["running", "encoder", 3, 9]
+    assert told["seconds"] >= 0 and told["report"] is told["error"] is None
+    store.save(MODEL, number, 5)
+    assert [store.training(number)[name] for name in ("state", "report")] == ["done", MODEL.report]
+    failed = store.begin()
+    store.update(failed, error="no luck")
+    assert [store.training(failed)[name] for name in ("state", "error")] == ["failed", "no luck"]
+    with pytest.raises(NotFoundError, match="training 9"):
+        store.training(9)
+
+
+def test_ratings_come_back_in_order(store: Store) -> None:
     """Added ratings are read in the order in which they came, ids as text; at first there are none."""
-    assert store.added(tmp_path).empty
+    assert store.added().empty
     first = pd.DataFrame({"userId": ["07", "x"], "rating": [4.5, 1.0], "movieId": ["1", "2"]})
     first = first.astype({"userId": "category", "movieId": "category"})
-    store.add(first, tmp_path)
-    store.add(first.assign(rating=2.0), tmp_path)
-    added = store.added(tmp_path)
+    store.add(first)
+    store.add(first.assign(rating=2.0))
+    added = store.added()
     assert added["userId"].tolist() == ["07", "x"] * 2
     assert added["movieId"].tolist() == ["1", "2"] * 2
     assert added["rating"].tolist() == [4.5, 1.0, 2.0, 2.0]
+    assert store.state()[1] == 4
+    assert store.added(1, 3)["rating"].tolist() == [1.0, 2.0]
 
 
-def test_all_ratings_or_none(tmp_path: Path) -> None:
+def test_all_ratings_or_none(store: Store) -> None:
     """A failure among the rows leaves no row behind."""
-    store.added(tmp_path)
-    with sqlite3.connect(tmp_path / store.RATINGS) as file:
+    with sqlite3.connect(store.folder / REGISTRY) as file:
         file.execute(
             "CREATE TRIGGER full BEFORE INSERT ON ratings WHEN NEW.rating = 2 BEGIN SELECT RAISE(FAIL, 'x'); END"
         )
     file.close()
     ratings = pd.DataFrame({"userId": ["1", "2"], "rating": [1.0, 2.0], "movieId": ["1", "1"]})
     with pytest.raises(Exception, match="x"):
-        store.add(ratings, tmp_path)
-    assert store.added(tmp_path).empty
+        store.add(ratings)
+    assert store.added().empty
+
+
+def test_replacing(tmp_path: Path) -> None:
+    """A file is replaced as a whole or not at all, and nothing else is left."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), replacing(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]

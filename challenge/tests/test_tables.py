@@ -1,10 +1,13 @@
 """Tests of what is read from CSV files, and of what is refused."""
 
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from challenge.tables import TableError, read_catalogue, read_pairs
 
@@ -37,6 +40,25 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV"]),
     ("JSON", False, b'{"userId": 1, "movieId": 2}', ["line 1", "'userId'"]),
 ]
+HEADERS = [
+    "userId,movieId,rating",
+    "userId,movieId",
+    "\ufeffmovieID;rating",
+    '"userId","movieId"',
+    "USERID,rating,rating",
+    "",
+]
+CELL = st.one_of(
+    st.text(max_size=9), st.sampled_from(["1", "5", "nan", "1e400", '"', '""""', "\x00", "\r", "a,b", "３"])
+)
+LINES = st.lists(st.lists(CELL, max_size=4).map(",".join), max_size=5)
+BREAKS = st.sampled_from(["\n", "\r\n", "\r"])
+TEXTS = st.builds(lambda header, lines, end: end.join([header, *lines]), st.sampled_from(HEADERS), LINES, BREAKS)
+FILES = st.one_of(
+    st.binary(max_size=200),
+    TEXTS.map(lambda text: text.encode("utf-8", "replace")),
+    TEXTS.map(lambda text: text.encode("utf-16", "replace")),
+)
 BAD_IDS = [case[0] for case in BAD]
 GOOD = {
     "plain": b"userId,movieId\n7,007\nab c,tt1\n",
@@ -88,6 +110,17 @@ def test_bad_tables(what: str, rated: bool, table: bytes, parts: list[str]) -> N
     with pytest.raises(TableError) as caught:
         read_pairs(BytesIO(table), rated=rated)
     assert [part for part in parts if part not in str(caught.value)] == [], (what, str(caught.value))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(table=FILES, rated=st.booleans())
+def test_whatever_comes(table: bytes, rated: bool) -> None:
+    """Any bytes are read as a table with its columns filled, or refused as a table."""
+    with suppress(TableError):
+        pairs = read_pairs(BytesIO(table), rated=rated)
+        assert len(pairs) and pairs.notna().all(axis=None)
+    with suppress(TableError):
+        assert len(read_catalogue(BytesIO(table)))
 
 
 def test_catalogue(tmp_path: Path) -> None:

@@ -1,12 +1,19 @@
 """The service without HTTP."""
 
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from challenge.settings import Settings
+from challenge.store import NotFoundError, TrainingBusyError
 from challenge.tables import TableError, read_pairs
 from challenge.tests.conftest import DEMO, ENCODER
-from challenge.training import NotTrainedError, Service, TrainingBusyError
+from challenge.training import NotTrainedError, Service
+
+Damage = Callable[[int], None]
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +25,22 @@ def ratings() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, ratings: pd.DataFrame) -> Service:
-    """Return a service that was trained on a part of the demo."""
+    """Return a service that was trained twice, on a part of the demo and on more of it."""
     folder = tmp_path_factory.mktemp("models")
-    settings = Settings(catalogue=DEMO / "df_movies.csv", models=folder, encoder=str(ENCODER))
-    service = Service(settings)
+    catalogue = folder / "movies.csv"
+    catalogue.write_bytes((DEMO / "df_movies.csv").read_bytes())
+    service = Service(Settings(catalogue=catalogue, models=folder / "models", encoder=str(ENCODER)))
     with pytest.raises(NotTrainedError):
         service.serving()
-    service.train(ratings.head(3_000))
+    for rows in (3_000, 4_000):
+        number, report = service.train(ratings.head(rows))
+        assert report.result()["model"] == number
     return service
+
+
+def other(service: Service) -> Service:
+    """Return another worker."""
+    return Service(service.settings)
 
 
 def test_described_once(service: Service) -> None:
@@ -34,22 +49,120 @@ def test_described_once(service: Service) -> None:
 
 
 def test_one_training_at_a_time(service: Service, ratings: pd.DataFrame) -> None:
-    """A second training is refused; one that failed does not stand in the way of the next."""
-    before = service.model
-    with service._training, pytest.raises(TrainingBusyError):
-        service.train(ratings)
+    """A second training is refused, in any worker; one that failed does not stand in the way of the next."""
+    before = service.serving()[0]
+    with service.store.alone():
+        number = service.store.begin()
+        for worker in (service, other(service)):
+            with pytest.raises(TrainingBusyError, match=f"training {number}"):
+                worker.train(ratings)
     for _ in range(2):
+        number, report = service.train(ratings.assign(movieId="none"))
         with pytest.raises(TableError):
-            service.train(ratings.assign(movieId="none"))
-    assert service.model is before
+            report.result()
+        told = service.store.training(number)
+        assert (told["state"], told["stage"]) == ("failed", "fitting") and "the catalogue holds" in told["error"]
+    assert service.serving()[0] is before
 
 
-def test_added_ratings_outlive_a_restart(service: Service, ratings: pd.DataFrame) -> None:
-    """A service that starts anew knows the ratings that were added."""
+def test_fingerprints(service: Service) -> None:
+    """What came from the same source has the same fingerprint, what did not has another."""
+    first, second = (model["report"]["fingerprints"] for model in service.store.models())
+    assert first["ratings"] != second["ratings"]
+    assert [first[name] == second[name] for name in ("catalogue", "embeddings", "package")] == [True] * 3
+
+
+def test_switch_reaches_other_workers(service: Service) -> None:
+    """A model that one worker makes active serves in the other one too, and back."""
+    worker = other(service)
+    assert worker.serving()[0].report["model"] == 2
+    for number in (1, 2):
+        assert service.activate(number)["model"] == number
+        assert worker.serving()[0].report["model"] == service.serving()[0].report["model"] == number
+    with pytest.raises(NotFoundError, match="model 77"):
+        service.activate(77)
+
+
+def test_damaged_model_is_left_out(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the active model is damaged the one that served before does, and the log names the damaged one."""
+    path = service.store.path(2)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    try:
+        assert other(service).serving()[0].report["model"] == 1
+        assert path.name in caplog.text
+    finally:
+        path.write_bytes(content)
+
+
+def test_full_disk(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that cannot be saved says why, leaves nothing behind, and the earlier model serves."""
+    before, files = service.serving()[0], sorted(service.settings.models.glob("*model*"))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    number, report = service.train(ratings.head(3_000))
+    with pytest.raises(OSError, match="No space left"):
+        report.result()
+    told = service.store.training(number)
+    assert (told["stage"], told["error"]) == ("saving", "[Errno 28] No space left on device")
+    assert sorted(service.settings.models.glob("*model*")) == files
+    assert service.serving()[0] is before
+
+
+def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame) -> None:
+    """Added ratings count in each worker and after a restart, alike."""
     own = ratings[ratings["userId"] == ratings["userId"].iloc[0]]
-    pairs = own.assign(userId="newcomer").astype({"userId": "category"})
-    service.rate(pairs.assign(rating=5.0))
+    pairs, worker = own.assign(userId="newcomer").astype({"userId": "category"}), other(service)
+    worker.serving()
+    for some in (pairs.head(5), pairs.tail(len(pairs) - 5)):
+        service.rate(some.assign(rating=5.0))
     model, movies = service.serving()
-    again, same = Service(service.settings).serving()
-    assert again.predict(pairs, same).tolist() == model.predict(pairs, movies).tolist()
+    for again, same in (worker.serving(), other(service).serving()):
+        assert again.predict(pairs, same).tolist() == model.predict(pairs, movies).tolist()
     assert model.predict(pairs, movies).mean() > 4
+
+
+def test_similar_movies(service: Service) -> None:
+    """A movie's twin is the most similar one; what is not in the catalogue is refused by name."""
+    movies = pd.read_csv(DEMO / "df_movies.csv", dtype=str)
+    twin = movies.iloc[[5]].assign(movieId="twin")
+    table = pd.concat([movies, twin]).to_csv(index=False).encode()
+    assert service.replace_catalogue(BytesIO(table)) == len(movies) + 1
+    best = service.similar("twin", 4)
+    assert (len(best), best["movieId"].iloc[0]) == (4, movies["movieId"].iloc[5])
+    assert best["similarity"].iloc[0] == pytest.approx(1)
+    assert best["similarity"].is_monotonic_decreasing and best["similarity"].iloc[1] < 0.999
+    with pytest.raises(NotFoundError, match="'none'"):
+        service.similar("none", 4)
+
+
+def test_recommendations(service: Service, ratings: pd.DataFrame) -> None:
+    """The best unrated movies come first, each with what the prediction in detail says."""
+    model, movies = service.serving()
+    user = ratings["userId"].iloc[0]
+    known = ratings.head(4_000)
+    rated = set(known["movieId"][known["userId"] == user]) & set(movies.ids)
+    best = service.recommend(user, 7, 0.5)
+    assert len(best) == 7 and best["rating"].is_monotonic_decreasing
+    assert not rated & set(best["movieId"])
+    everything = pd.DataFrame({"userId": user, "movieId": movies.ids}).astype("category")
+    told = model.explain(everything, movies, 0.5).assign(movieId=movies.ids).set_index("movieId")
+    assert told.loc[best["movieId"]].reset_index().to_dict("records") == best.to_dict("records")
+    assert told["rating"].drop(list(rated)).max() == best["rating"].iloc[0]
+    assert len(service.recommend("a stranger", 10_000, 0.9)) == len(movies.ids)
+
+
+@pytest.mark.parametrize("table", [b"", b"title\nA\n", b"movieId,title\n1,A\n,B\n"])
+def test_bad_catalogue_changes_nothing(service: Service, table: bytes) -> None:
+    """A catalogue that cannot be used leaves the earlier one."""
+    before = service.settings.catalogue.read_bytes()
+    with pytest.raises(TableError):
+        service.replace_catalogue(BytesIO(table))
+    assert service.settings.catalogue.read_bytes() == before
+    assert list(service.settings.catalogue.parent.glob(".*")) == []
+
+
+def test_catalogue_without_a_model(tmp_path: Path) -> None:
+    """The movies can come before the first training."""
+    service = Service(Settings(catalogue=tmp_path / "movies.csv", models=tmp_path / "models"))
+    assert service.replace_catalogue(BytesIO(b"movieId\n1\n2\n")) == 2
+    assert service.settings.catalogue.read_bytes() == b"movieId\n1\n2\n"

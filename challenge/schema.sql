@@ -1,0 +1,63 @@
+-- What all workers of a server share. A training that has a sha256 is a model: its file is there, whole and on disk.
+-- No write-ahead log: to read one must be possible on a full disk, too.
+CREATE TABLE IF NOT EXISTS ratings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    userId TEXT NOT NULL,
+    rating REAL NOT NULL,
+    movieId TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS trainings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    started TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ')),
+    ended TEXT,
+    stage TEXT NOT NULL DEFAULT 'waiting',
+    done INTEGER NOT NULL DEFAULT 0,
+    total INTEGER NOT NULL DEFAULT 0,
+    report JSON,
+    error TEXT,
+    sha256 TEXT
+);
+
+-- Which model was made to serve, the last one last.
+CREATE TABLE IF NOT EXISTS switches (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model INTEGER NOT NULL REFERENCES trainings,
+    switched TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))
+);
+
+-- A model serves from the moment it is there.
+CREATE TRIGGER IF NOT EXISTS activate AFTER UPDATE OF sha256 ON trainings WHEN NEW.sha256 IS NOT NULL
+BEGIN
+    INSERT INTO switches (model) VALUES (NEW.id);
+END;
+
+CREATE TRIGGER IF NOT EXISTS finish AFTER UPDATE OF error, sha256 ON trainings WHEN NEW.ended IS NULL
+BEGIN
+    UPDATE trainings SET ended = strftime('%Y-%m-%dT%H:%M:%fZ') WHERE id = NEW.id;
+END;
+
+CREATE VIEW IF NOT EXISTS state AS
+SELECT
+    (SELECT model FROM switches ORDER BY id DESC LIMIT 1) AS active,
+    (SELECT coalesce(max(id), 0) FROM ratings) AS last_rating;
+
+CREATE VIEW IF NOT EXISTS models AS
+SELECT id, ended AS created, sha256, report FROM trainings WHERE sha256 IS NOT NULL;
+
+-- Models that have served, the active one first, then the one before.
+CREATE VIEW IF NOT EXISTS candidates AS
+SELECT model FROM switches JOIN models ON models.id = model GROUP BY model ORDER BY max(switches.id) DESC;
+
+CREATE VIEW IF NOT EXISTS jobs AS
+SELECT
+    id,
+    CASE WHEN ended IS NULL THEN 'running' WHEN error IS NULL THEN 'done' ELSE 'failed' END AS state,
+    stage,
+    done,
+    total,
+    started,
+    round((julianday(coalesce(ended, 'now')) - julianday(started)) * 86400, 3) AS seconds,
+    report,
+    error
+FROM trainings;
