@@ -16,7 +16,7 @@ COPY challenge challenge
 
 # The catalogue, the models and the caches are in the working directory.
 ENV PYTHONPATH=/app HF_HOME=/data/huggingface
-USER challenge
+USER 10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 9876
