@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -30,6 +31,8 @@ SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were asked for")
 ENCODED = Counter("challenge_overviews_encoded", "Overviews whose vectors were not in the cache")
 logger = logging.getLogger(__name__)
+# A prediction waits so many seconds for the interpreter while a training has it.
+sys.setswitchinterval(0.0005)
 
 
 class NotTrainedError(RuntimeError):
