@@ -86,9 +86,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as file:
             file.executescript((PACKAGE / "schema.sql").read_text(encoding="utf-8"))
-        # What a dead worker was at will not be finished.
         with suppress(TrainingBusyError), self.alone():
-            self._rows("UPDATE trainings SET error = 'the server was stopped' WHERE ended IS NULL")
+            pass
 
     def alone(self) -> AbstractContextManager[Any]:
         """Take the lock of all workers that a training holds; the system lets go of it if the worker dies.
@@ -104,9 +103,12 @@ class Store:
             If a training is at work.
         """
         try:
-            return FileLock(self.folder / "training.lock", PATIENCE, thread_local=False).acquire()
+            alone = FileLock(self.folder / "training.lock", PATIENCE, thread_local=False).acquire()
         except Timeout as error:
             raise TrainingBusyError(self._rows("SELECT max(id) AS last FROM trainings")[0]["last"]) from error
+        # What a dead worker was at will not be finished.
+        self._rows("UPDATE trainings SET error = 'the server was stopped' WHERE ended IS NULL")
+        return alone
 
     def begin(self) -> int:
         """Return the number of a new training."""

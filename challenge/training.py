@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -29,6 +30,8 @@ ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", mult
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
 logger = logging.getLogger(__name__)
+# A prediction waits so many seconds for the interpreter while a training has it.
+sys.setswitchinterval(0.0005)
 
 
 class NotTrainedError(RuntimeError):

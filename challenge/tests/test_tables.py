@@ -112,6 +112,7 @@ def test_bad_tables(what: str, rated: bool, table: bytes, parts: list[str]) -> N
     assert [part for part in parts if part not in str(caught.value)] == [], (what, str(caught.value))
 
 
+@pytest.mark.filterwarnings("ignore:Length of header:pandas.errors.ParserWarning")
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(table=FILES, rated=st.booleans())
 def test_whatever_comes(table: bytes, rated: bool) -> None:
