@@ -215,7 +215,6 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
 def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int) -> Iterator[Vectors]:
     """Yield texts with their vectors, the known ones first; what is encoded is kept batch by batch."""
     with closing(sqlite3.connect(cache, timeout=60)) as store:
-        store.execute("PRAGMA journal_mode = WAL")
         store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         rows = {
             text: store.execute("SELECT vector FROM vectors WHERE key = ?", [keys[text]]).fetchone() for text in keys
