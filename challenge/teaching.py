@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,18 @@ from sklearn.metrics import average_precision_score, f1_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from challenge.encoder import load
 from challenge.features import as_number, tokens
+from challenge.settings import Settings
 from challenge.tables import read_catalogue, read_pairs
 
 logger = logging.getLogger(__name__)
@@ -90,6 +99,8 @@ class Plan(BaseModel, extra="forbid"):
         Tokens of an overview that are read.
     tasks : list of Task
         What is learned.
+    masked : float
+        Weight of masked-language modelling as one more task (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
     trained : dict of int to str
         By the epoch from which it counts, a regular expression that is found in the names of the parameters to train.
     layer_decay : float
@@ -109,6 +120,7 @@ class Plan(BaseModel, extra="forbid"):
     encoder: str
     max_tokens: int
     tasks: list[Task]
+    masked: float
     trained: dict[int, str]
     layer_decay: float
     lora: dict[str, Any] | None
@@ -128,12 +140,19 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         What is learned.
     outputs : list of int
         Numbers that each task's head gives for a text, or for each token.
+    hide : callable, optional
+        Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
+    masked : float
+        Weight of guessing them.
     """
 
-    def __init__(self, encoder: Any, tasks: list[Task], outputs: list[int]) -> None:
+    def __init__(
+        self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any = None, masked: float = 0
+    ) -> None:
         super().__init__()
-        self.encoder, self.tasks = encoder, tasks
+        self.encoder, self.tasks, self.hide, self.masked = encoder, tasks, hide, masked
         size = encoder.config.hidden_size
+        self.words = nn.Linear(size, size)
         self.heads = nn.ModuleDict({task.name: nn.Linear(size, numbers) for task, numbers in zip(tasks, outputs)})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
@@ -152,7 +171,9 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             ``logits``, by task, of the labels' shapes. ``loss``: the sum of the tasks' mean losses, each times its
             weight; a task of weight 0 or without a label has no part in it.
         """
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        guessing = self.training and self.masked > 0
+        seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
+        states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1)
         pooled, logits = (states * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True), {}
         # It stays as it is, and still has a gradient to follow, where nothing is labelled.
@@ -162,6 +183,11 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             there, given = known(labels[task.name], logits[task.name])
             if task.weight and len(there):
                 loss = loss + task.weight * KINDS[task.kind][0](given, there)
+        if guessing:
+            # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
+            # tasks are scored on whole texts.
+            guesses = self.words(states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
+            loss = loss + self.masked * nn.functional.cross_entropy(guesses, hidden[hidden != NONE])
         return {"loss": loss, "logits": logits}
 
 
@@ -322,6 +348,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     arguments = TrainingArguments(str(folder / "training"), **plan.training)
     set_seed(arguments.seed)
     tokenizer, encoder = load(plan.encoder)
+    # Now, because it keeps the length that it cuts to.
+    tokenizer.save_pretrained(folder)
     if plan.lora:
         encoder = get_peft_model(encoder, LoraConfig(**plan.lora))
     movies = with_liked(catalogue.dropna(subset="overview"), ratings)
@@ -336,7 +364,10 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
             logger.warning("task '%s' is left out: %s", task.name, error)
     rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
     taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
-    model = MultiTaskEncoder(encoder, tasks, [label[0].shape[1] for label in labels.values()])
+    hide, outputs = DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens, [
+        label[0].shape[1] for label in labels.values()
+    ]
+    model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
     callbacks = [Unfreezing(plan.trained), EarlyStoppingCallback(plan.patience)]
     metrics, optimizers = partial(scores, tasks), (optimizer(model, plan, arguments), None)
     trainer = Trainer(
@@ -348,17 +379,43 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     figures: dict[str, float] = trainer.evaluate()
     figures["trained_parameters"] = sum(part.numel() for part in model.parameters() if part.requires_grad)
     (encoder.merge_and_unload() if plan.lora else encoder).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     for checkpoint in folder.glob("training/checkpoint-*"):
         shutil.rmtree(checkpoint)
     return figures
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan, a YAML; a setting that is wrong or unknown is named in a ``ValueError``."""
+    return Plan(**yaml.safe_load(path.read_text("utf-8")))
+
+
+def teach_for(settings: Settings, ratings: pd.DataFrame) -> tuple[str, dict[str, float]]:
+    """Teach the service's encoder its catalogue, into a folder of its own: the earlier one's model may still serve.
+
+    Parameters
+    ----------
+    settings : Settings
+        Where things are; the encoder to start from is theirs, not the plan's.
+    ratings : DataFrame
+        As of `teach`.
+
+    Returns
+    -------
+    encoder : str
+        The folder.
+    figures : dict
+        As of `teach`.
+    """
+    folder = settings.models / "encoders" / str(time.time_ns())
+    plan = read_plan(settings.teach or PLAN).model_copy(update={"encoder": settings.encoder})
+    return str(folder), teach(read_catalogue(settings.catalogue), ratings, folder, plan)
 
 
 def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:
     """Teach an encoder the CSVs of a CATALOGUE and of RATINGS by a YAML plan; write it to a FOLDER."""
     with ratings.open("rb") as file:
         rated = read_pairs(file, rated=True)
-    report = teach(read_catalogue(catalogue), rated, folder, Plan(**yaml.safe_load(plan.read_text("utf-8"))))
+    report = teach(read_catalogue(catalogue), rated, folder, read_plan(plan))
     print(json.dumps(report, indent=2))
 
 

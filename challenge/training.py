@@ -67,14 +67,20 @@ class Service:
             raise TrainingBusyError("a training is at work; try again when it is done")
         try:
             started = perf_counter()
-            catalogue, embeddings = self._read_catalogue(self.settings.encoder)
-            seconds = {"encoder": perf_counter() - started}
             if len(added := store.added(self.settings.models)):
                 ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
+            encoder, lessons = self.settings.encoder, dict[str, float]()
+            if self.settings.teach:
+                # Slow to import, and seldom needed.
+                from challenge.teaching import teach_for
+
+                encoder, lessons = teach_for(self.settings, ratings)
+            catalogue, embeddings = self._read_catalogue(encoder)
+            seconds = {"encoder": perf_counter() - started}
             # Several threads only wait for each other at so many small systems of equations.
             with threadpool_limits(limits=1, user_api="blas"):
                 model = fit_model(ratings, catalogue, embeddings, self.settings.seed)
-            model.report |= {"encoder": self.settings.encoder, "seconds": seconds | model.report["seconds"]}
+            model.report |= {"encoder": encoder, "teaching": lessons, "seconds": seconds | model.report["seconds"]}
             store.save(model, self.settings.models)
             self.model = model
         finally:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -20,7 +19,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer, DistilBertConfig, DistilBertModel
 
 from challenge.tables import read_catalogue, read_pairs
-from challenge.teaching import PLAN, Plan, teach
+from challenge.teaching import PLAN, Plan, read_plan, teach
 
 DEMO = Path(__file__).parent.parent / "demo"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -33,6 +32,7 @@ VOCABULARY_SIZE = 8000
 # them by heart. Its task `liked` is left out: vectors that know the ratings of the movies which the rating model learns
 # from look better there than they are.
 DROPOUT = 0.2
+MASKED = 0.3
 TRAINING = {"learning_rate": 5e-4, "num_train_epochs": 8, "weight_decay": 0.1}
 
 
@@ -152,9 +152,15 @@ def read_data(folders: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def mini_plan(folder: Path) -> Plan:
     """Plan the teaching of a small encoder that starts from a folder's random weights."""
-    plan = Plan(**yaml.safe_load(PLAN.read_text("utf-8")))
+    plan = read_plan(PLAN)
     tasks = [task for task in plan.tasks if task.name != "liked"]
-    update = {"encoder": str(folder), "tasks": tasks, "layer_decay": 1.0, "training": plan.training | TRAINING}
+    update = {
+        "encoder": str(folder),
+        "tasks": tasks,
+        "masked": MASKED,
+        "layer_decay": 1.0,
+        "training": plan.training | TRAINING,
+    }
     return plan.model_copy(update=update)
 
 
