@@ -152,7 +152,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.encoder, self.tasks, self.hide, self.masked = encoder, tasks, hide, masked
         size = encoder.config.hidden_size
-        self.words = nn.Linear(size, size)
+        self.words: Any = nn.Linear(size, size) if masked else None
         self.heads = nn.ModuleDict({task.name: nn.Linear(size, numbers) for task, numbers in zip(tasks, outputs)})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:

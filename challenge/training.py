@@ -67,6 +67,7 @@ class Service:
             raise TrainingBusyError("a training is at work; try again when it is done")
         try:
             started = perf_counter()
+            self.settings.models.mkdir(parents=True, exist_ok=True)
             if len(added := store.added(self.settings.models)):
                 ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
             encoder, lessons = self.settings.encoder, dict[str, float]()

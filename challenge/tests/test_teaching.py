@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, DataCollatorForLanguageModeling
 
 from challenge import teaching
 from challenge.encoder import encode
@@ -105,6 +105,18 @@ def test_nothing_labelled(tiny: Path, batch: dict[str, Any]) -> None:
     """A batch without any label has a loss of 0, to be followed, and no gradient."""
     labels = {name: torch.full_like(label, NONE) for name, label in batch["labels"].items()}
     assert gradients(tiny, batch | {"labels": labels}, TASKS) == {}
+
+
+def test_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
+    """Hidden words are guessed while learning alone; padding and special tokens are never among them."""
+    mask = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(tiny)).torch_mask_tokens
+    hidden = mask(batch["input_ids"].clone())[1]
+    assert 0.05 < (hidden != NONE).sum() / batch["attention_mask"].sum() < 0.3
+    assert (batch["attention_mask"][hidden != NONE] == 1).all() and (hidden[:, 0] == NONE).all()
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), [], [], mask, masked=2.0)
+    # Untrained, it is as good as drawing lots.
+    assert model.train()(**batch)["loss"].item() == pytest.approx(2 * np.log(model.encoder.config.vocab_size), rel=0.1)
+    assert model.eval()(**batch)["loss"].item() == 0
 
 
 def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
