@@ -156,19 +156,20 @@ class Store:
         keep : int
             Models that stay, the newest; the active one always does.
         """
-        path = self.path(number)
-        with replacing(path) as file:
+        saved = self.path(number)
+        with replacing(saved) as file:
             np.savez(file, allow_pickle=False, **model.arrays, **{REPORT: np.array(json.dumps(model.report))})
-        with path.open("rb") as written:
+        with saved.open("rb") as written:
             self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
         newest = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
         self._rows(
             f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN (SELECT active FROM state UNION {newest})", keep
         )
         # Also what trainings left behind that were killed.
-        kept = {self.path(row["id"]) for row in self.models()}
-        for stray in {*self.folder.glob("model-*.npz"), *self.folder.glob(".model-*")} - kept:
-            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+        kept = {f"model-{row['id']}" for row in self.models()}
+        for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:
+            if path.name.strip(".").split(".")[0] not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def load(self, number: int) -> RatingModel:
         """Read a model.

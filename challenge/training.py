@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from threading import RLock
 from time import perf_counter
 from typing import IO, Any, NamedTuple
@@ -122,22 +123,36 @@ class Service:
         return model.report
 
     def _fit(self, number: int, ratings: pd.DataFrame) -> RatingModel:
-        started = perf_counter()
-        self.store.update(number, stage="encoder")
+        clock, name, lessons = [perf_counter()], self.settings.encoder, {}
         catalogue = read_catalogue(self.settings.catalogue)
-        encoder = choose(self.settings.encoder, self.settings.max_tokens, self.settings.precision)
-        embeddings = self._encode(catalogue, encoder, number)
-        seconds = {"encoder": perf_counter() - started}
-        self.store.update(number, stage="fitting")
         if len(added := self.store.added()):
             ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
+        if self.settings.teach:
+            # Slow to import, and seldom needed.
+            from challenge.teaching import read_plan, teach
+
+            self.store.update(number, stage="teaching")
+            plan = read_plan(self.settings.teach).model_copy(update={"encoder": name})
+            name = str(self.store.path(number).with_suffix(".encoder"))
+            lessons = teach(catalogue, ratings, Path(name), plan)
+        clock.append(perf_counter())
+        self.store.update(number, stage="encoder")
+        encoder = choose(name, self.settings.max_tokens, self.settings.precision)
+        embeddings = self._encode(catalogue, encoder, number)
+        clock.append(perf_counter())
+        self.store.update(number, stage="fitting")
         # Several threads only wait for each other at so many small systems of equations.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed)
         sources = {"ratings": ratings, "catalogue": catalogue, "embeddings": pd.DataFrame(embeddings)}
         fingerprints = {name: fingerprint(table) for name, table in sources.items()} | {"package": VERSION}
-        model.report |= {"model": number, "encoder": encoder._asdict(), "fingerprints": fingerprints}
-        model.report["seconds"] = seconds | model.report["seconds"]
+        model.report |= {
+            "model": number,
+            "encoder": encoder._asdict(),
+            "teaching": lessons,
+            "fingerprints": fingerprints,
+        }
+        model.report["seconds"] |= dict(zip(("teaching", "encoder"), np.diff(clock).tolist()))
         return model
 
     def rate(self, ratings: pd.DataFrame) -> None:

@@ -88,10 +88,16 @@ def test_carried_encoder_is_small() -> None:
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command reads any number of catalogues, gaps included, and lists what it wrote."""
-    pd.DataFrame({"movieId": [1, 2], "overview": [TEXTS[0], None]}).to_csv(tmp_path / "one.csv")
-    pd.DataFrame({"overview": [TEXTS[1]]}).to_csv(tmp_path / "two.csv")
-    assert make_encoder.read_texts([tmp_path / "one.csv", tmp_path / "two.csv"]) == TEXTS[:2]
-    monkeypatch.setattr("sys.argv", ["make_encoder", str(tmp_path / "out"), str(tmp_path / "one.csv")])
+    """The command reads any number of sets, gaps included, and lists what it wrote."""
+    for name, overviews in (("one", [TEXTS[0], None]), ("two", [TEXTS[1]])):
+        (tmp_path / name).mkdir()
+        movies = pd.DataFrame({"movieId": range(len(overviews)), "overview": overviews})
+        movies.to_csv(tmp_path / name / "df_movies.csv", index=False)
+        (tmp_path / name / "df_train.csv").write_text("userId,rating,movieId\n1,4,0\n")
+    catalogue, ratings = make_encoder.read_data([tmp_path / "one", tmp_path / "two"])
+    assert catalogue["overview"].dropna().tolist() == TEXTS[:2]
+    assert set(ratings["movieId"]) == {"one/0", "two/0"} < set(catalogue.index)
+    command = ["make_encoder", str(tmp_path / "out"), str(tmp_path / "one"), str(tmp_path / "two"), "--random"]
+    monkeypatch.setattr("sys.argv", command)
     make_encoder.main()
     assert "model.safetensors" in capsys.readouterr().out

@@ -128,6 +128,16 @@ def test_smallest_sets() -> None:
     assert not set(data.test["movieId"]) & set(data.train["movieId"])
 
 
+def test_labelled_sets() -> None:
+    """A labelled catalogue has what its overviews name; the same seed gives the same one."""
+    movies = synthetic.make_labelled(movies=50, seed=1)
+    assert movies.equals(synthetic.make_labelled(50, 1)) and not movies.equals(synthetic.make_labelled(50, 2))
+    assert movies.index.is_unique
+    for movie in movies.itertuples():
+        assert all(item["name"] in str(movie.overview) for item in json.loads(str(movie.keywords)))
+        assert float(str(movie.runtime)) == 90 + 20 * len(json.loads(str(movie.genres)))
+
+
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The command writes the files and prints the noise floor."""
     sizes = ["--users", "40", "--movies", "30", "--ratings", "700"]

@@ -1,0 +1,400 @@
+"""Teach an encoder the catalogue: several tasks at once, each a small head on one shared DistilBERT.
+
+Run as ``python -m challenge.teaching CATALOGUE RATINGS FOLDER``; `CHALLENGE_ENCODER` takes the folder that it writes.
+The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to train when.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+import yaml
+from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
+from pydantic import BaseModel
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import average_precision_score, f1_score, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from challenge.encoder import choose, load
+from challenge.features import as_number, tokens
+from challenge.tables import read_catalogue, read_pairs
+
+logger = logging.getLogger(__name__)
+PLAN = Path(__file__).with_suffix(".yaml")
+# Where there is no label.
+NONE = -100.0
+# Shorter items, codes of countries for one, are common words as well.
+SHORTEST = 3
+TEXT = ("input_ids", "attention_mask")
+BINARY = nn.functional.binary_cross_entropy_with_logits
+# Each kind's loss and score. Average precision, over all pairs of a movie and an item, needs no threshold: it tells
+# rankings apart also while no item is likelier than not.
+KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
+    "multi-label": (BINARY, lambda true, logits: average_precision_score(true, logits, average="micro")),
+    "single-label": (
+        nn.functional.cross_entropy,
+        lambda true, logits: (true.argmax(1) == logits.argmax(1)).float().mean(),
+    ),
+    "regression": (nn.functional.mse_loss, r2_score),
+    "tokens": (BINARY, lambda true, logits: f1_score(true, logits > 0, zero_division=0)),
+}
+
+
+class Task(BaseModel, extra="forbid"):
+    """Something to learn.
+
+    Attributes
+    ----------
+    name : str
+        Of its head.
+    kind : str
+        ``multi-label``: which items of a list a movie has; ``single-label``: which value; ``regression``: which number,
+        standardised; ``tokens``: which tokens of the overview belong to one of the items (distant labels: Mintz et al.
+        2009, https://aclanthology.org/P09-1113).
+    columns : list of str
+        Of the catalogue, or ``liked``, see `with_liked`. All kinds but ``tokens`` read the first alone.
+    weight : float
+        Of its loss in the sum.
+    least : int
+        Movies that an item or a value must have.
+    """
+
+    name: str
+    kind: Literal["multi-label", "single-label", "regression", "tokens"]
+    columns: list[str]
+    weight: float = 1
+    least: int = 20
+
+
+class Plan(BaseModel, extra="forbid"):
+    """What is taught, and how.
+
+    Attributes
+    ----------
+    encoder : str
+        Hub name or local folder of the DistilBERT to start from.
+    max_tokens : int
+        Tokens of an overview that are read.
+    tasks : list of Task
+        What is learned.
+    masked : float
+        Weight of masked-language modelling as one more task (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
+    trained : dict of int to str
+        By the epoch from which it counts, a regular expression that is found in the names of the parameters to train.
+    layer_decay : float
+        Each layer learns at so much of the rate of the one above (Howard and Ruder 2018,
+        https://arxiv.org/abs/1801.06146).
+    lora : dict or None
+        Options of `peft.LoraConfig`, where low-rank changes are learned (Hu et al. 2021,
+        https://arxiv.org/abs/2106.09685).
+    held_out : float
+        Share of the movies that validate.
+    patience : int
+        Epochs without a lower validation loss after which the training stops.
+    training : dict
+        Options of `transformers.TrainingArguments`.
+    """
+
+    encoder: str
+    max_tokens: int
+    tasks: list[Task]
+    masked: float
+    trained: dict[int, str]
+    layer_decay: float
+    lora: dict[str, Any] | None
+    held_out: float
+    patience: int
+    training: dict[str, Any]
+
+
+class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
+    """A sentence encoder and a linear head a task, all in one forward pass.
+
+    Parameters
+    ----------
+    encoder : PreTrainedModel
+        Shared by all tasks.
+    tasks : list of Task
+        What is learned.
+    outputs : list of int
+        Numbers that each task's head gives for a text, or for each token.
+    hide : callable, optional
+        Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
+    masked : float
+        Weight of guessing them.
+    """
+
+    def __init__(
+        self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any = None, masked: float = 0
+    ) -> None:
+        super().__init__()
+        self.encoder, self.tasks, self.hide, self.masked = encoder, tasks, hide, masked
+        size = encoder.config.hidden_size
+        self.words: Any = nn.Linear(size, size) if masked else None
+        self.heads = nn.ModuleDict({task.name: nn.Linear(size, numbers) for task, numbers in zip(tasks, outputs)})
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
+        """Give all tasks' logits and their loss.
+
+        Parameters
+        ----------
+        input_ids, attention_mask : Tensor of shape (texts, tokens)
+            Of the tokenizer.
+        labels : dict of str to Tensor of shape (texts, tokens or 1, outputs)
+            By task; `NONE` where there is none.
+
+        Returns
+        -------
+        dict
+            ``logits``, by task, of the labels' shapes. ``loss``: the sum of the tasks' mean losses, each times its
+            weight; a task of weight 0 or without a label has no part in it.
+        """
+        guessing = self.training and self.masked > 0
+        seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
+        states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1)
+        pooled, logits = (states * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True), {}
+        # It stays as it is, and still has a gradient to follow, where nothing is labelled.
+        loss = torch.zeros((), device=states.device, requires_grad=True)
+        for task in self.tasks:
+            logits[task.name] = self.heads[task.name](states if task.kind == "tokens" else pooled)
+            there, given = known(labels[task.name], logits[task.name])
+            if task.weight and len(there):
+                loss = loss + task.weight * KINDS[task.kind][0](given, there)
+        if guessing:
+            # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
+            # tasks are scored on whole texts.
+            guesses = self.words(states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
+            loss = loss + self.masked * nn.functional.cross_entropy(guesses, hidden[hidden != NONE])
+        return {"loss": loss, "logits": logits}
+
+
+def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.optim.Optimizer:
+    """Make an optimiser whose rates fall from the heads down to the embeddings."""
+    groups, layers = [], model.encoder.config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        layer = re.search(r"layer\.(\d+)", name)
+        below = layers - int(layer[1]) if layer else (layers + 1) * ("embeddings" in name)
+        groups.append({"params": [parameter], "lr": arguments.learning_rate * plan.layer_decay**below})
+    return torch.optim.AdamW(groups, weight_decay=arguments.weight_decay, fused=True)
+
+
+class Unfreezing(TrainerCallback):  # type: ignore[misc]
+    """Says as each epoch begins which parameters are trained.
+
+    Parameters
+    ----------
+    patterns : dict of int to str
+        As `Plan.trained`.
+    """
+
+    def __init__(self, patterns: dict[int, str]) -> None:
+        self.patterns = patterns
+
+    def on_epoch_begin(self, arguments: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Free what the epoch's pattern finds, and freeze the rest."""
+        pattern = self.patterns[max(epoch for epoch in self.patterns if epoch <= round(state.epoch))]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(re.search(pattern, name) is not None)
+
+
+def known(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out what has no label: rows of labels and of logits stay, in order."""
+    there = labels[..., 0] != NONE
+    return labels[there], logits[there]
+
+
+def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
+    """Add whether movies are liked.
+
+    Parameters
+    ----------
+    catalogue : DataFrame of shape (movies, columns)
+        By movie id.
+    ratings : DataFrame of shape (ratings, 3)
+        Those to learn from, and no others.
+
+    Returns
+    -------
+    DataFrame of shape (movies, columns + 1)
+        ``liked`` is ``True`` where a movie's ratings are on average above their users' means, else ``False``; to shrink
+        that average towards 0 would not change its sign. Empty where there is no rating.
+    """
+    away = ratings["rating"] - ratings.groupby("userId", observed=True)["rating"].transform("mean")
+    deviation = away.groupby(ratings["movieId"].astype(str)).mean().reindex(catalogue.index)
+    return catalogue.assign(liked=(deviation > 0).astype(str).where(deviation.notna()))
+
+
+def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> NDArray[np.float32]:
+    """Mark the tokens of a text that belong to an item; special ones, which lie nowhere, have no label."""
+    names = sorted((item for item in items if len(item) >= SHORTEST), key=len, reverse=True)
+    pattern = rf"\b(?:{'|'.join(map(re.escape, names))})\b"
+    inside = {place for match in re.finditer(pattern, text, re.IGNORECASE) for place in range(*match.span())}
+    return np.array([[start in inside if start < end else NONE] for start, end in spans], np.float32)
+
+
+def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDArray[np.float32]]:
+    """Read a task's labels.
+
+    Parameters
+    ----------
+    task : Task
+        What is learned.
+    movies : DataFrame of shape (movies, columns)
+        Cells as text.
+    places : list of (str, list of (int, int))
+        Each movie's overview, and where each of its tokens starts and ends.
+
+    Returns
+    -------
+    list of ndarray of shape (tokens or 1, outputs)
+        One a movie; `NONE` where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the movies say too little of it.
+    """
+    cells = movies.reindex(columns=task.columns).astype(object)
+    rows = np.flatnonzero(cells.notna().any(axis=1))
+    if len(rows) < task.least:
+        raise ValueError(f"{len(rows)} movies say something of it, fewer than {task.least}")
+    cells = cells.iloc[rows].fillna("")
+    read: Any
+    if task.kind == "tokens":
+        read = [mark(items, *places[row]) for row, items in zip(rows, cells.map(tokens).sum(axis=1))]
+    elif task.kind == "regression":
+        read = np.nan_to_num(StandardScaler().fit_transform(as_number(cells.iloc[:, 0])), nan=NONE)[:, None]
+    else:
+        single = task.kind == "single-label"
+        items = CountVectorizer(analyzer=(lambda cell: [cell]) if single else tokens, binary=True, min_df=task.least)
+        read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
+        # Who has none of a list's frequent items has none of them; a rare value is not none of the frequent ones.
+        read = np.where(read.any(axis=2, keepdims=True) | (not single), read, NONE)
+    labels = {row: label.astype(np.float32) for row, label in zip(rows.tolist(), read)}
+    nothing = np.full_like(labels[int(rows[0])][:1], NONE)
+    return [labels.get(row, nothing) for row in range(len(movies))]
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pad texts to the longest; what pads a label counts as none."""
+    batch = {}
+    for name in rows[0]:
+        parts, padding = [torch.as_tensor(row[name]) for row in rows], 0 if name in TEXT else NONE
+        batch[name] = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
+    return {name: batch.pop(name) for name in TEXT} | {"labels": batch}
+
+
+def scores(tasks: list[Task], prediction: Any) -> dict[str, float]:
+    """Give each task's loss and score on the movies held out."""
+    figures = dict[str, float]()
+    for task in tasks:
+        parts = (prediction.label_ids, prediction.predictions)
+        true, logits = known(*(torch.from_numpy(part[task.name]) for part in parts))
+        if len(true):
+            loss, score = KINDS[task.kind]
+            figures[f"{task.name}_loss"] = float(loss(logits, true))
+            figures[f"{task.name}_score"] = float(score(true, logits))
+    return figures
+
+
+def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Plan) -> dict[str, float]:
+    """Train an encoder; a training that was interrupted goes on from the end of its last epoch.
+
+    Parameters
+    ----------
+    catalogue : DataFrame of shape (movies, columns)
+        As of `tables.read_catalogue`.
+    ratings : DataFrame of shape (ratings, 3)
+        As of `tables.read_pairs`; those to learn from, and no others.
+    folder : Path
+        Where the encoder goes, beside TensorBoard's ``logs`` and, until it is done, ``checkpoints``.
+    plan : Plan
+        What is taught, and how.
+
+    Returns
+    -------
+    dict
+        On the movies held out the loss and each task's loss and score, by the best epoch; parameters in all, and those
+        trained at the end.
+
+    Raises
+    ------
+    EncoderUnavailableError
+        If the weights to start from cannot be had.
+    """
+    arguments = TrainingArguments(str(folder / "training"), **plan.training)
+    set_seed(arguments.seed)
+    # A copy, because predictions may need the one in memory as it is.
+    tokenizer, encoder = deepcopy(load(choose(plan.encoder, plan.max_tokens, "fp32")))
+    # Now, because it keeps the length that it cuts to.
+    tokenizer.save_pretrained(folder)
+    if plan.lora:
+        encoder = get_peft_model(encoder, LoraConfig(**plan.lora))
+    movies = with_liked(catalogue.dropna(subset="overview"), ratings)
+    texts = movies["overview"].tolist()
+    encoded = tokenizer(texts, truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
+    places, tasks, labels = list(zip(texts, encoded["offset_mapping"])), list[Task](), dict[str, Any]()
+    for task in plan.tasks:
+        try:
+            labels[task.name] = read_labels(task, movies, places)
+            tasks.append(task)
+        except ValueError as error:
+            logger.warning("task '%s' is left out: %s", task.name, error)
+    rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
+    taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
+    hide = DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
+    outputs = [label[0].shape[1] for label in labels.values()]
+    model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
+    callbacks = [Unfreezing(plan.trained), EarlyStoppingCallback(plan.patience)]
+    metrics, optimizers = partial(scores, tasks), (optimizer(model, plan, arguments), None)
+    trainer = Trainer(
+        model, arguments, collate, taught, held_out, compute_metrics=metrics, callbacks=callbacks, optimizers=optimizers
+    )
+    # The state is the last thing that is written of a checkpoint.
+    whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
+    trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
+    figures: dict[str, float] = trainer.evaluate()
+    figures["trained_parameters"] = sum(part.numel() for part in model.parameters() if part.requires_grad)
+    (encoder.merge_and_unload() if plan.lora else encoder).save_pretrained(folder)
+    for checkpoint in folder.glob("training/checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return figures
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan, a YAML; a setting that is wrong or unknown is named in a ``ValueError``."""
+    return Plan(**yaml.safe_load(path.read_text("utf-8")))
+
+
+def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:
+    """Teach an encoder the CSVs of a CATALOGUE and of RATINGS by a YAML plan; write it to a FOLDER."""
+    with ratings.open("rb") as file:
+        rated = read_pairs(file, rated=True)
+    report = teach(read_catalogue(catalogue), rated, folder, read_plan(plan))
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,290 @@
+"""Tests of teaching an encoder several tasks at once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoTokenizer, DataCollatorForLanguageModeling
+
+from challenge import teaching
+from challenge.encoder import choose, encode
+from challenge.settings import Settings
+from challenge.tables import read_catalogue, read_pairs
+from challenge.teaching import (
+    NONE,
+    PLAN,
+    MultiTaskEncoder,
+    Plan,
+    Task,
+    Unfreezing,
+    collate,
+    known,
+    read_labels,
+    read_plan,
+    teach,
+)
+from challenge.tests.conftest import DEMO, ENCODER, PROJECT
+from challenge.tests.make_encoder import make_encoder
+from challenge.tests.synthetic import make_labelled
+from challenge.training import Service
+
+TASKS = [
+    Task(name="genres", kind="multi-label", columns=["genres"], weight=4),
+    Task(name="entities", kind="tokens", columns=["keywords"], weight=2),
+    Task(name="mood", kind="single-label", columns=["mood"], least=5),
+    Task(name="runtime", kind="regression", columns=["runtime"]),
+]
+NOBODY = pd.DataFrame({"userId": [], "movieId": [], "rating": []})
+
+
+def plan_of(encoder: Path, **update: Any) -> Plan:
+    """Plan to teach the synthetic tasks; what is given replaces the default."""
+    plan = read_plan(PLAN)
+    training = plan.training | {"disable_tqdm": True, "learning_rate": 3e-3} | update.pop("training", {})
+    return plan.model_copy(update={"encoder": str(encoder), "tasks": TASKS, "training": training} | update)
+
+
+@pytest.fixture(scope="module")
+def movies() -> pd.DataFrame:
+    """Make a small labelled catalogue."""
+    return make_labelled(movies=200, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write an encoder with random weights that knows the labelled catalogues' words."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_encoder(folder, make_labelled(movies=500, seed=0)["overview"].tolist(), size=500)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batch(movies: pd.DataFrame, tiny: Path) -> dict[str, Any]:
+    """Encode a few texts of different lengths, with all labels."""
+    texts = movies["overview"].tolist()
+    encoded = AutoTokenizer.from_pretrained(tiny)(texts, return_offsets_mapping=True)
+    labels = {task.name: read_labels(task, movies, list(zip(texts, encoded["offset_mapping"]))) for task in TASKS}
+    rows = pd.DataFrame({name: encoded[name] for name in ("input_ids", "attention_mask")} | labels)
+    return collate([{str(name): cell for name, cell in row.items()} for row in rows.head(12).to_dict("records")])
+
+
+def gradients(tiny: Path, batch: dict[str, Any], tasks: list[Task]) -> dict[str, bytes]:
+    """Give the gradient of every parameter that has one, after one batch and always the same weights."""
+    torch.manual_seed(0)
+    outputs = [batch["labels"][task.name].shape[2] for task in TASKS]
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs).train()
+    model.tasks = tasks
+    torch.manual_seed(1)
+    model(**batch)["loss"].backward()
+    parts = model.named_parameters()
+    return {name: part.grad.numpy().tobytes() for name, part in parts if part.grad is not None}
+
+
+@pytest.mark.parametrize("silent", TASKS, ids=lambda task: task.name)
+def test_silent_tasks_change_no_gradient(tiny: Path, batch: dict[str, Any], silent: Task) -> None:
+    """A task of weight 0, one without labels and one that is not there leave the same gradients, to the last bit."""
+    alone = gradients(tiny, batch, [task for task in TASKS if task != silent])
+    weightless = [task.model_copy(update={"weight": 0.0}) if task == silent else task for task in TASKS]
+    assert gradients(tiny, batch, weightless) == alone
+    labels = batch["labels"] | {silent.name: torch.full_like(batch["labels"][silent.name], NONE)}
+    assert gradients(tiny, batch | {"labels": labels}, TASKS) == alone
+    assert alone != gradients(tiny, batch, TASKS)
+
+
+def test_nothing_labelled(tiny: Path, batch: dict[str, Any]) -> None:
+    """A batch without any label has a loss of 0, to be followed, and no gradient."""
+    labels = {name: torch.full_like(label, NONE) for name, label in batch["labels"].items()}
+    assert gradients(tiny, batch | {"labels": labels}, TASKS) == {}
+
+
+def test_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
+    """Hidden words are guessed while learning alone; padding and special tokens are never among them."""
+    mask = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(tiny)).torch_mask_tokens
+    hidden = mask(batch["input_ids"].clone())[1]
+    assert 0.05 < (hidden != NONE).sum() / batch["attention_mask"].sum() < 0.3
+    assert (batch["attention_mask"][hidden != NONE] == 1).all() and (hidden[:, 0] == NONE).all()
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), [], [], mask, masked=2.0)
+    # Untrained, it is as good as drawing lots.
+    assert model.train()(**batch)["loss"].item() == pytest.approx(2 * np.log(model.encoder.config.vocab_size), rel=0.1)
+    assert model.eval()(**batch)["loss"].item() == 0
+
+
+def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
+    """More padding changes no loss, no score and no logit of what is labelled."""
+    padded = {name: torch.nn.functional.pad(batch[name], (0, 30)) for name in ("input_ids", "attention_mask")}
+    entities = torch.nn.functional.pad(batch["labels"]["entities"], (0, 0, 0, 30), value=NONE)
+    padded["labels"] = batch["labels"] | {"entities": entities}
+    outputs = [batch["labels"][task.name].shape[2] for task in TASKS]
+    torch.manual_seed(0)
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs).eval()
+    with torch.inference_mode():
+        plain, wide = model(**batch), model(**padded)
+    torch.testing.assert_close(plain["loss"], wide["loss"])
+    true, logits = known(batch["labels"]["entities"], plain["logits"]["entities"])
+    true_too, logits_too = known(entities, wide["logits"]["entities"])
+    assert torch.equal(true, true_too) and 0 < len(true) < batch["attention_mask"].sum()
+    torch.testing.assert_close(logits, logits_too)
+
+
+def test_labels(movies: pd.DataFrame) -> None:
+    """Labels are what the cells say: items, classes, standardised numbers, and tokens within an item's words."""
+    some = movies.copy()
+    some.loc[some.index[0], ["genres", "mood", "runtime", "keywords"]] = np.nan
+    some.loc[some.index[1], "mood"] = "Rare"
+    some.loc[some.index[2], ["overview", "keywords"]] = ["Old Paris, a parish of PARIS.", '["paris", "old paris", "a"]']
+    places: list[Any] = [("", [])] * 2 + [
+        ("Old Paris, a parish of PARIS.", [(0, 0), (0, 3), (4, 9), (11, 12), (13, 19), (23, 28)])
+    ]
+    places += [("", [(0, 0)])] * (len(some) - 3)
+    genres, entities, mood, runtime = (read_labels(task, some, places) for task in TASKS)
+    names = sorted({item["name"].lower() for cell in some["genres"].dropna() for item in json.loads(cell)})
+    assert genres[0].tolist() == [[NONE] * len(names)] and mood[0][0, 0] == mood[1][0, 0] == runtime[0][0, 0] == NONE
+    for label, cell in zip(genres[1:], some["genres"][1:]):
+        assert [names[place] for place in np.flatnonzero(label)] == sorted(
+            item["name"].lower() for item in json.loads(cell)
+        )
+    assert mood[2].sum() == 1
+    numbers = np.concatenate(runtime[1:])[:, 0]
+    assert numbers.mean() == pytest.approx(0, abs=1e-4) and numbers.std() == pytest.approx(1, abs=1e-4)
+    # "a" is too short to be looked for.
+    assert entities[2][:, 0].tolist() == [NONE, 1, 1, 0, 0, 1]
+
+
+def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
+    """A task without columns, or with too few movies, is refused with a reason."""
+    places = [("", [(0, 0)])] * len(movies)
+    with pytest.raises(ValueError, match="0 movies"):
+        read_labels(Task(name="cast", kind="tokens", columns=["cast"]), movies, places)
+    with pytest.raises(ValueError):
+        read_labels(Task(name="titles", kind="multi-label", columns=["overview"], least=201), movies, places)
+
+
+def test_liked() -> None:
+    """A movie is liked that users rate above their own means; who rates all movies alike says nothing."""
+    rows = [("a", "1", 5), ("a", "2", 4), ("b", "1", 2), ("b", "2", 1), ("b", "3", 3), ("c", "4", 5)]
+    ratings = pd.DataFrame(rows, columns=["userId", "movieId", "rating"]).astype({"movieId": "category"})
+    catalogue = pd.DataFrame(index=pd.Index(["1", "2", "3", "5"]))
+    liked = teaching.with_liked(catalogue, ratings)["liked"]
+    assert liked[:3].tolist() == ["True", "False", "True"] and pd.isna(liked["5"])
+
+
+def test_unknown_setting(tmp_path: Path) -> None:
+    """A plan with a setting that there is not is refused by its name."""
+    (tmp_path / "plan.yaml").write_text(PLAN.read_text("utf-8") + "\nepochs: 3")
+    with pytest.raises(ValueError, match="epochs"):
+        read_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [(0, {"heads"}), (1.0000001, {"heads", "encoder.transformer.layer.1"}), (5, {"heads", "encoder"})],
+)
+def test_unfreezing(tiny: Path, epoch: float, expected: set[str]) -> None:
+    """Each epoch trains what the last pattern that counts finds, and nothing else."""
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3])
+    state = type("State", (), {"epoch": epoch})()
+    Unfreezing({0: "^heads", 1: r"^heads|layer\.1\.", 3: "."}).on_epoch_begin(None, state, None, model)
+    trained = {name for name, part in model.named_parameters() if part.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith(tuple(expected))}
+
+
+def test_rates_fall_with_depth(tiny: Path) -> None:
+    """The heads learn at the full rate, each layer below at a share of that above, the embeddings slowest."""
+    plan = plan_of(tiny, layer_decay=0.5)
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3])
+    arguments = type("Arguments", (), {"learning_rate": 0.8, "weight_decay": 0.1})()
+    groups = teaching.optimizer(model, plan, arguments).param_groups
+    rates = {name: group["lr"] for (name, _), group in zip(model.named_parameters(), groups)}
+    first, second = (f"encoder.transformer.layer.{layer}.attention.q_lin.weight" for layer in (0, 1))
+    names = ["encoder.embeddings.word_embeddings.weight", first, second, "heads.genres.weight"]
+    assert [rates[name] for name in names] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+
+
+def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
+    """From random weights, all kinds of tasks are learned together; the folder is an encoder that the service takes."""
+    movies = make_labelled(movies=600, seed=1)
+    training = {"num_train_epochs": 8, "per_device_train_batch_size": 8}
+    figures = teach(movies, NOBODY, tmp_path, plan_of(tiny, training=training, layer_decay=1.0, held_out=0.15))
+    assert min(figures[f"eval_{task.name}_score"] for task in TASKS) >= 0.95, figures
+    assert list(tmp_path.glob("training/runs/*/events*")) and not list(tmp_path.glob("training/checkpoint-*"))
+    texts = movies["overview"].tolist()
+    chosen = (choose(str(folder), 512, "fp32") for folder in (tiny, tmp_path))
+    before, after = (encode(texts, encoder, tmp_path / "cache", 10_000, lambda done, total: None) for encoder in chosen)
+    assert before.shape == after.shape and not np.allclose(before, after, atol=0.01)
+
+
+# transformers uses a name of its own that it has deprecated.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_lora(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
+    """Low-rank changes alone are learned; merged, they give the vectors that they gave beside the weights."""
+    tokens = AutoTokenizer.from_pretrained(tiny)(movies["overview"].tolist()[:8], padding=True, return_tensors="pt")
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_lin", "v_lin"]}
+    model = get_peft_model(AutoModel.from_pretrained(tiny), LoraConfig(**options)).eval()
+    with torch.inference_mode():
+        for name, part in model.named_parameters():
+            if "lora_B" in name:
+                part.normal_(std=0.1)
+        apart = model(**tokens).last_hidden_state
+        together = model.merge_and_unload()(**tokens).last_hidden_state
+    torch.testing.assert_close(apart, together, atol=1e-5, rtol=1e-4)
+    plan = plan_of(tiny, lora=options, trained={0: "lora_|^heads"}, training={"num_train_epochs": 1})
+    figures = teach(movies, NOBODY, tmp_path, plan)
+    old, new = (AutoModel.from_pretrained(folder).state_dict() for folder in (tiny, tmp_path))
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {name for name in old if name.endswith(("q_lin.weight", "v_lin.weight"))}
+    assert figures["trained_parameters"] < 0.1 * sum(part.numel() for part in old.values())
+
+
+def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
+    """A training that is killed in the middle of an epoch goes on, and ends as the one that was left alone."""
+    plan = plan_of(tiny, training={"num_train_epochs": 3, "learning_rate": 1e-3})
+    movies.to_csv(tmp_path / "movies.csv")
+    pd.DataFrame({"userId": [1, 1], "movieId": [0, 1], "rating": [2, 4]}).to_csv(tmp_path / "ratings.csv")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump()))
+    files = ["movies.csv", "ratings.csv", "killed", "--plan", "plan.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    killed = subprocess.Popen([sys.executable, "-m", "challenge.teaching", *files], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/training/checkpoint-*/trainer_state.json")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    with (tmp_path / "ratings.csv").open("rb") as file:
+        ratings = read_pairs(file, rated=True)
+    catalogue = read_catalogue(tmp_path / "movies.csv")
+    whole, resumed = (teach(catalogue, ratings, tmp_path / name, plan) for name in ("whole", "killed"))
+    assert resumed["epoch"] == whole["epoch"] == 3
+    assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], rel=0.02)
+
+
+def test_first_stage_of_a_training(tmp_path: Path) -> None:
+    """By a setting the service teaches its encoder first, reports all tasks, and predicts with the new encoder."""
+    with (DEMO / "df_train.csv").open("rb") as file:
+        ratings = read_pairs(file, rated=True).head(2_000)
+    (tmp_path / "df_movies.csv").write_text((DEMO / "df_movies.csv").read_text("utf-8"), "utf-8")
+    plan = read_plan(PLAN)
+    plan.training.update({"max_steps": 2, "disable_tqdm": True})
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump()))
+    settings = Settings(catalogue=tmp_path / "df_movies.csv", models=tmp_path / "models", encoder=str(ENCODER))
+    service = Service(settings.model_copy(update={"teach": tmp_path / "plan.yaml"}))
+    report = service.train(ratings)[1].result()
+    assert {f"eval_{task.name}_score" for task in plan.tasks} <= set(report["teaching"])
+    assert Path(report["encoder"]["name"]).parent == tmp_path / "models"
+    pairs = ratings.head(5)
+    predicted = service.serving()[0].predict(pairs, service.serving()[1])
+    assert np.isfinite(predicted).all()
+    # A later service, whose settings teach nothing, still reads overviews by the encoder of the model.
+    model, movies = Service(settings).serving()
+    assert model.predict(pairs, movies).tolist() == predicted.tolist()
