@@ -31,6 +31,7 @@ from challenge.tests.make_encoder import TRAINING, make_model
 
 Labels = list[NDArray[np.float32]]
 SEED = 0
+LIKED = 0.1
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_lin", "v_lin"]}
 POLICIES: dict[str, dict[str, Any]] = {
     "heads only": {"trained": {0: "^heads"}},
@@ -74,8 +75,9 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def plan_from(encoder: Path, epochs: int, **update: Any) -> Plan:
-    """Return the default plan, with the small encoder's rates."""
+    """Return the default plan, with the small encoder's rates, and with `liked` switched on."""
     plan = read_plan(PLAN)
+    plan.tasks[2].weight = LIKED
     training = plan.training | TRAINING | {"num_train_epochs": epochs, "disable_tqdm": True}
     return plan.model_copy(update={"encoder": str(encoder), "layer_decay": 1.0, "training": training} | update)
 
