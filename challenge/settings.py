@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 VERSION = "1.0.0"
@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     cached_texts: int = Field(1_000_000, ge=1_000, description="overviews whose vectors are kept, the newest")
     catalogue: Path = Field(Path("df_movies.csv"), description="the movies, a CSV")
     models: Path = Field(Path("models"), description="folder of the trained models and the overview vectors")
-    teach: Path | None = Field(None, description="plan by which each training first teaches the encoder, a YAML")
+    teach: FilePath | None = Field(None, description="plan by which each training first teaches the encoder, a YAML")
     seed: int = Field(0, ge=0, description="seed of the folds and of every random choice")
     keep: int = Field(5, ge=1, description="models that are kept, the newest; the active one always is")
     api_key: SecretStr = Field(SecretStr(""), description="bearer token that requests must carry; none if empty")
