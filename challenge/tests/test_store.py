@@ -49,15 +49,18 @@ def test_model_comes_back(store: Store) -> None:
 
 
 def test_old_models_are_removed(store: Store) -> None:
-    """The newest stay, and the active one."""
+    """The newest stay, and the active one, with the encoders taught for them."""
     first = train(store)
     train(store)
+    (store.folder / f"model-{first}.encoder").mkdir()
     store.activate(first)
     for _ in range(3):
         store.begin()
     last = train(store, keep=1)
     assert files(store) == [f"model-{last}.npz"]
+    (store.folder / f"model-{last}.encoder").mkdir()
     older = train(store, keep=2)
+    assert files(store) == [f"model-{last}.encoder", f"model-{last}.npz", f"model-{older}.npz"]
     store.activate(last)
     newer = train(store, keep=1)
     assert files(store) == [f"model-{newer}.npz"]
