@@ -216,9 +216,8 @@ def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int) ->
     """Yield texts with their vectors, the known ones first; what is encoded is kept batch by batch."""
     with closing(sqlite3.connect(cache, timeout=60)) as store:
         store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
-        rows = {
-            text: store.execute("SELECT vector FROM vectors WHERE key = ?", [keys[text]]).fetchone() for text in keys
-        }
+        select = "SELECT vector FROM vectors WHERE key = ?"
+        rows = {text: store.execute(select, [key]).fetchone() for text, key in keys.items()}
         known = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
         yield known
         for batch in forward([text for text in keys if text not in known], encoder):

@@ -50,11 +50,7 @@ def as_words(column: "pd.Series[str]") -> Any:
     return HashingVectorizer(analyzer=tokens, n_features=BUCKETS).transform(column.fillna("").astype(str))
 
 
-READERS: dict[str, Callable[[Any], Any]] = {
-    "number": as_number,
-    "date": as_date,
-    "words": as_words,
-}
+READERS: dict[str, Callable[[Any], Any]] = {"number": as_number, "date": as_date, "words": as_words}
 Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
 

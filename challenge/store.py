@@ -161,10 +161,8 @@ class Store:
             np.savez(file, allow_pickle=False, **model.arrays, **{REPORT: np.array(json.dumps(model.report))})
         with saved.open("rb") as written:
             self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
-        newest = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
-        self._rows(
-            f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN (SELECT active FROM state UNION {newest})", keep
-        )
+        stay = "SELECT active FROM state UNION SELECT id FROM (SELECT id FROM models ORDER BY id DESC LIMIT ?)"
+        self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay})", keep)
         # Also what trainings left behind that were killed.
         kept = {f"model-{row['id']}" for row in self.models()}
         for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:

@@ -68,9 +68,8 @@ def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
     """Raise a `TableError` that names the first wrong line, if there is one."""
     if wrong.any():
         # The index counts from the first line of data; a reader counts lines from 1, the header's.
-        raise TableError(
-            f"line {wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 2}, column '{column}': the cell {what}"
-        )
+        line = wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 2
+        raise TableError(f"line {line}, column '{column}': the cell {what}")
 
 
 def read_pairs(source: IO[bytes], *, rated: bool) -> pd.DataFrame:

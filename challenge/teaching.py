@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 import typer
 import yaml
 from numpy.typing import NDArray
@@ -27,14 +28,6 @@ from sklearn.metrics import average_precision_score, f1_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from transformers import (
-    DataCollatorForLanguageModeling,
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
 
 from challenge.encoder import choose, load
 from challenge.features import as_number, tokens
@@ -47,15 +40,12 @@ NONE = -100.0
 # Shorter items, codes of countries for one, are common words as well.
 SHORTEST = 3
 TEXT = ("input_ids", "attention_mask")
-BINARY = nn.functional.binary_cross_entropy_with_logits
+BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
 # Each kind's loss and score. Average precision, over all pairs of a movie and an item, needs no threshold: it tells
 # rankings apart also while no item is likelier than not.
 KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
     "multi-label": (BINARY, lambda true, logits: average_precision_score(true, logits, average="micro")),
-    "single-label": (
-        nn.functional.cross_entropy,
-        lambda true, logits: (true.argmax(1) == logits.argmax(1)).float().mean(),
-    ),
+    "single-label": (CHOICE, lambda true, logits: (true.argmax(1) == logits.argmax(1)).float().mean()),
     "regression": (nn.functional.mse_loss, r2_score),
     "tokens": (BINARY, lambda true, logits: f1_score(true, logits > 0, zero_division=0)),
 }
@@ -186,7 +176,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
             guesses = self.words(states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
-            loss = loss + self.masked * nn.functional.cross_entropy(guesses, hidden[hidden != NONE])
+            loss = loss + self.masked * CHOICE(guesses, hidden[hidden != NONE])
         return {"loss": loss, "logits": logits}
 
 
@@ -200,7 +190,7 @@ def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.opti
     return torch.optim.AdamW(groups, weight_decay=arguments.weight_decay, fused=True)
 
 
-class Unfreezing(TrainerCallback):  # type: ignore[misc]
+class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
     """Says as each epoch begins which parameters are trained.
 
     Parameters
@@ -344,8 +334,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     EncoderUnavailableError
         If the weights to start from cannot be had.
     """
-    arguments = TrainingArguments(str(folder / "training"), **plan.training)
-    set_seed(arguments.seed)
+    arguments = transformers.TrainingArguments(str(folder / "training"), **plan.training)
+    transformers.set_seed(arguments.seed)
     # A copy, because predictions may need the one in memory as it is.
     tokenizer, encoder = deepcopy(load(choose(plan.encoder, plan.max_tokens, "fp32")))
     # Now, because it keeps the length that it cuts to.
@@ -364,12 +354,12 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
             logger.warning("task '%s' is left out: %s", task.name, error)
     rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
     taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
-    hide = DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
+    hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = [label[0].shape[1] for label in labels.values()]
     model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
-    callbacks = [Unfreezing(plan.trained), EarlyStoppingCallback(plan.patience)]
+    callbacks = [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)]
     metrics, optimizers = partial(scores, tasks), (optimizer(model, plan, arguments), None)
-    trainer = Trainer(
+    trainer = transformers.Trainer(
         model, arguments, collate, taught, held_out, compute_metrics=metrics, callbacks=callbacks, optimizers=optimizers
     )
     # The state is the last thing that is written of a checkpoint.

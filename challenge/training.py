@@ -146,12 +146,8 @@ class Service:
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed)
         sources = {"ratings": ratings, "catalogue": catalogue, "embeddings": pd.DataFrame(embeddings)}
         fingerprints = {name: fingerprint(table) for name, table in sources.items()} | {"package": VERSION}
-        model.report |= {
-            "model": number,
-            "encoder": encoder._asdict(),
-            "teaching": lessons,
-            "fingerprints": fingerprints,
-        }
+        model.report |= {"model": number, "encoder": encoder._asdict(), "fingerprints": fingerprints}
+        model.report |= {"teaching": lessons} if lessons else {}
         model.report["seconds"] |= dict(zip(("teaching", "encoder"), np.diff(clock).tolist()))
         return model
 
