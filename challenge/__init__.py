@@ -6,7 +6,8 @@ from tempfile import gettempdir
 
 # LightGBM's and torch's threads wait busily for each other. If that takes long, something else has the processor, and
 # needs it to go on: let it, or two trainings side by side take a hundred times as long as one. Read by their OpenMP.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if "GOMP_SPINCOUNT" not in os.environ:
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 if parent_process():
     # One of several workers: their counts are added up. prometheus_client looks for the folder when it is imported.
     counts = os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", f"{gettempdir()}/challenge-{os.getppid()}")
