@@ -30,6 +30,7 @@ from challenge.tables import read_catalogue
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
+Encoded = tuple[NDArray[np.float32], int]
 logger = logging.getLogger(__name__)
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
@@ -138,7 +139,7 @@ class Service:
         clock.append(perf_counter())
         self.store.update(number, stage="encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision)
-        embeddings = self._encode(catalogue, encoder, number)
+        embeddings, encoded = self._encode(catalogue, encoder, number)
         clock.append(perf_counter())
         self.store.update(number, stage="fitting")
         # Several threads only wait for each other at so many small systems of equations.
@@ -147,7 +148,7 @@ class Service:
         sources = {"ratings": ratings, "catalogue": catalogue, "embeddings": pd.DataFrame(embeddings)}
         fingerprints = {name: fingerprint(table) for name, table in sources.items()} | {"package": VERSION}
         model.report |= {"model": number, "encoder": encoder._asdict(), "fingerprints": fingerprints}
-        model.report |= {"teaching": lessons} if lessons else {}
+        model.report |= {"overviews encoded": encoded} | ({"teaching": lessons} if lessons else {})
         model.report["seconds"] |= dict(zip(("teaching", "encoder"), np.diff(clock).tolist()))
         return model
 
@@ -306,13 +307,14 @@ class Service:
             trained = self.store.load_active()
             # The encoder that the model was trained with: the settings may have changed since.
             catalogue, encoder = read_catalogue(self.settings.catalogue), Encoder(**trained.report["encoder"])
-            movies = trained.describe(catalogue, self._encode(catalogue, encoder))
+            movies = trained.describe(catalogue, self._encode(catalogue, encoder)[0])
             old = Serving((*state[:2], 0), trained, movies)
             ACTIVE.set(trained.report["model"])
         added = self.store.added(old.state[2], state[2])
         return Serving(state, old.model.update(added, old.movies) if len(added) else old.model, old.movies)
 
-    def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, number: int | None = None) -> NDArray[np.float32]:
+    def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, number: int | None = None) -> Encoded:
+        """Return the overviews' embeddings, and how many of them were not in the cache."""
         told: list[int] = []
 
         def tell(done: int, total: int) -> None:
@@ -323,4 +325,4 @@ class Service:
         vectors = encode(texts, encoder, cache, self.settings.cached_texts, tell)
         OVERVIEWS.labels("cached").inc(told[0])
         OVERVIEWS.labels("encoded").inc(told[-1] - told[0])
-        return vectors
+        return vectors, told[-1] - told[0]

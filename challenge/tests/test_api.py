@@ -85,6 +85,8 @@ def test_report(server: Server, report: dict[str, Answer]) -> None:
     told = report["answer"].json
     assert (told["rows"], told["users"], told["movies"]) == (15_873, 300, 320)
     assert told["encoder"] == choose(str(ENCODER), 512, "auto")._asdict()
+    # Six of the 400 movies have none.
+    assert told["overviews encoded"] == 394
     errors = told["cross-validated mse"]
     assert 0 < errors["model"] < errors["user mean"] < errors["global mean"] < 2
     assert len(told["seconds"]) > 1 and min(told["seconds"].values()) >= 0
