@@ -139,7 +139,7 @@ def encode(
 
 def native_precision() -> str:
     """Ask the machine for the fastest precision that it does not have to emulate."""
-    # Slow to import, and not needed where every text is known.
+    # Slow to import, and not needed by a server that knows all of its texts.
     import torch
 
     if torch.cuda.is_available():
@@ -207,9 +207,13 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
         batch, order = order[:size], order[size:]
         padded = tokenizer.pad({"input_ids": [read[place] for place in batch]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            states = model(**padded).last_hidden_state.float()
-        mask = padded["attention_mask"].unsqueeze(-1)
-        yield dict(zip((texts[place] for place in batch), ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()))
+            vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
+        yield dict(zip((texts[place] for place in batch), vectors.cpu().numpy()))
+
+
+def pool(states: Any, mask: Any) -> Any:
+    """Average tokens' states of shape (texts, tokens, dimensions) over those that a mask does not hide."""
+    return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
 def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int) -> Iterator[Vectors]:

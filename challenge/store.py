@@ -20,7 +20,6 @@ from challenge.model import RatingModel
 from challenge.settings import PACKAGE
 
 REGISTRY = "registry.sqlite"
-REPORT = "report"
 # Another worker may hold the lock for a moment, to see whether a training is at work.
 PATIENCE = 0.5
 logger = logging.getLogger(__name__)
@@ -86,6 +85,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as file:
             file.executescript((PACKAGE / "schema.sql").read_text(encoding="utf-8"))
+        # Whoever gets the lock tells what a dead worker left behind.
         with suppress(TrainingBusyError), self.alone():
             pass
 
@@ -114,13 +114,13 @@ class Store:
         """Return the number of a new training."""
         return int(self._rows("INSERT INTO trainings DEFAULT VALUES RETURNING id")[0]["id"])
 
-    def update(self, number: int | None, **columns: Any) -> None:
+    def update(self, number: int, **columns: Any) -> None:
         """Write down how far a training is.
 
         Parameters
         ----------
-        number : int or None
-            The training's; with None nothing happens.
+        number : int
+            The training's.
         **columns
             New values; with ``error`` the training has ended.
         """
@@ -158,7 +158,7 @@ class Store:
         """
         saved = self.path(number)
         with replacing(saved) as file:
-            np.savez(file, allow_pickle=False, **model.arrays, **{REPORT: np.array(json.dumps(model.report))})
+            np.savez(file, allow_pickle=False, **model.arrays)
         with saved.open("rb") as written:
             self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
         stay = "SELECT active FROM state UNION SELECT id FROM (SELECT id FROM models ORDER BY id DESC LIMIT ?)"
@@ -189,14 +189,13 @@ class Store:
         ModelDamagedError
             If its file is not there or is not what was saved.
         """
-        path, saved = self.path(number), self._row("model", number, "SELECT sha256 FROM models WHERE id = ?")
+        path, saved = self.path(number), self._row("model", number, "SELECT * FROM models WHERE id = ?")
         try:
             with path.open("rb") as file:
                 if file_digest(file, "sha256").hexdigest() != saved["sha256"]:
                     raise ValueError("its sha256 has changed")
                 file.seek(0)
-                arrays = dict(np.load(file, allow_pickle=False))
-            return RatingModel(arrays, json.loads(str(arrays.pop(REPORT))))
+                return RatingModel(dict(np.load(file, allow_pickle=False)), saved["report"])
         except Exception as error:
             raise ModelDamagedError(f"model {number} ({path}) is damaged: {error}") from error
 

@@ -29,7 +29,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from challenge.encoder import choose, load
+from challenge.encoder import choose, load, pool
 from challenge.features import as_number, tokens
 from challenge.tables import read_catalogue, read_pairs
 
@@ -163,8 +163,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         guessing = self.training and self.masked > 0
         seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
         states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1)
-        pooled, logits = (states * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True), {}
+        pooled, logits = pool(states, attention_mask).unsqueeze(1), {}
         # It stays as it is, and still has a gradient to follow, where nothing is labelled.
         loss = torch.zeros((), device=states.device, requires_grad=True)
         for task in self.tasks:
@@ -319,14 +318,14 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     ratings : DataFrame of shape (ratings, 3)
         As of `tables.read_pairs`; those to learn from, and no others.
     folder : Path
-        Where the encoder goes, beside TensorBoard's ``logs`` and, until it is done, ``checkpoints``.
+        Where the encoder goes, beside TensorBoard's ``training/runs`` and, until it is done, ``training/checkpoint-*``.
     plan : Plan
         What is taught, and how.
 
     Returns
     -------
     dict
-        On the movies held out the loss and each task's loss and score, by the best epoch; parameters in all, and those
+        On the movies held out the loss and each task's loss and score, by the best epoch; and how many parameters were
         trained at the end.
 
     Raises

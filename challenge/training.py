@@ -149,7 +149,7 @@ class Service:
         fingerprints = {name: fingerprint(table) for name, table in sources.items()} | {"package": VERSION}
         model.report |= {"model": number, "encoder": encoder._asdict(), "fingerprints": fingerprints}
         model.report |= {"overviews encoded": encoded} | ({"teaching": lessons} if lessons else {})
-        model.report["seconds"] |= dict(zip(("teaching", "encoder"), np.diff(clock).tolist()))
+        model.report["seconds"] |= dict(zip(("preparation", "encoder"), np.diff(clock).tolist()))
         return model
 
     def rate(self, ratings: pd.DataFrame) -> None:
@@ -319,7 +319,8 @@ class Service:
 
         def tell(done: int, total: int) -> None:
             told.append(done)
-            self.store.update(number, done=done, total=total)
+            if number:
+                self.store.update(number, done=done, total=total)
 
         texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
         vectors = encode(texts, encoder, cache, self.settings.cached_texts, tell)

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from challenge.encoder import BUDGET, Encoder, EncoderUnavailableError, choose, encode, load
 from challenge.tests.conftest import ENCODER
+from challenge.tests.encoder_benchmark import cosines
 
 WORDS = "a retired pilot crosses the frozen sea while two sisters open a café where nobody comes".split()
 LENGTHS = [1 + place * 7 % 11 for place in range(len(WORDS))]
@@ -57,11 +58,6 @@ def steps(texts: list[str], cache: Path, limit: int = 1000) -> list[tuple[int, i
     told: list[tuple[int, int]] = []
     encode(texts, MINI, cache, limit, lambda done, total: told.append((done, total)))
     return told[1:]
-
-
-def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """Compare vectors row by row."""
-    return np.asarray((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1))
 
 
 def test_mean_of_last_states(cache: Path) -> None:
