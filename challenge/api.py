@@ -1,6 +1,5 @@
 """The HTTP side: routes, status codes, limits and problem details (RFC 9457)."""
 
-import re
 from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -19,16 +18,11 @@ from prometheus_client import Counter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
-from challenge.encoder import EncoderUnavailableError
-from challenge.model import LEVEL
-from challenge.settings import PACKAGE, VERSION, Settings
-from challenge.store import ModelDamagedError, NotFoundError, TrainingBusyError
-from challenge.tables import CatalogueMissingError, TableError, read_pairs
+from challenge.settings import FIXED, PACKAGE, VERSION, ChallengeError, Settings
+from challenge.store import TrainingBusyError
+from challenge.tables import read_pairs
 from challenge.training import NotTrainedError, Service
 
-STATUS: dict[type[Exception], int] = {TableError: 422, RequestValidationError: 422, EncoderUnavailableError: 503}
-STATUS |= dict.fromkeys((CatalogueMissingError, ModelDamagedError, NotTrainedError, TrainingBusyError), 409)
-STATUS |= {NotFoundError: 404}
 # What needs no key and is never too much.
 OPEN = ("/health/", "/docs", "/openapi.json")
 PREDICTED = Counter("challenge_predicted_rows", "Rows that a rating was predicted for")
@@ -47,29 +41,27 @@ dictConfig(logging_settings)
 service = Service(settings)
 slots = Semaphore(settings.concurrency)
 described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text(encoding="utf-8"))
+problems = described.pop("problems")
 app = FastAPI(**described, version=VERSION)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
 def on_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what was refused or went wrong by a problem document."""
-    status, detail = STATUS.get(type(error), getattr(error, "status_code", 500)), getattr(error, "detail", str(error))
-    kind, title, headers = "about:blank", HTTPStatus(status).phrase, dict(getattr(error, "headers", None) or {})
-    if type(error) in STATUS:
-        title = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
-        kind = "/problems/" + title.lower().replace(" ", "-")
+    headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error))
+    plain = HTTPStatus(getattr(error, "status_code", 500))
+    problem = {"type": "about:blank", "title": plain.phrase, "status": plain} | problems.get(type(error).__name__, {})
     if isinstance(error, RequestValidationError):
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     if isinstance(error, TrainingBusyError):
         headers["Location"] = f"/trainings/{error.number}"
-    if status == 500:
+    if problem["status"] == 500:
         # The middleware that adds it elsewhere does not see this answer.
         headers["X-Request-ID"] = correlation_id.get() or ""
-    content = {"type": kind, "title": title, "status": status, "detail": detail}
-    return JSONResponse(content, status, headers, "application/problem+json")
+    return JSONResponse(problem | {"detail": detail}, problem["status"], headers, "application/problem+json")
 
 
-for kind in (*STATUS, HTTPException, Exception):
+for kind in (ChallengeError, RequestValidationError, HTTPException, Exception):
     app.add_exception_handler(kind, on_error)
 
 
@@ -114,7 +106,7 @@ def show_training(number: Number) -> dict[str, Any]:
 @router.get("/models")
 def show_models() -> dict[str, Any]:
     """Tell which model is active, and list all that are kept, the oldest first, with their trainings' reports."""
-    return {"active": service.store.state()[0], "models": service.store.models()}
+    return {"active": service.store.active(), "models": service.store.models()}
 
 
 @router.put("/models/active")
@@ -132,13 +124,13 @@ def replace_catalogue(file: Upload) -> dict[str, int]:
 @router.get("/movies/{movie:path}/similar")
 def similar(movie: str, count: Count = 10) -> Any:
     """List the movies that the same users will like, the most similar first."""
-    return service.similar(movie, count).to_dict("records")
+    return service.serving().similar(movie, count).to_dict("records")
 
 
 @router.get("/users/{user:path}/recommendations")
-def recommend(user: str, count: Count = 10, level: Level = LEVEL) -> Any:
+def recommend(user: str, count: Count = 10, level: Level = FIXED.level) -> Any:
     """List the movies that a user will rate best of those not rated yet, with intervals and reasons."""
-    return service.recommend(user, count, level).to_dict("records")
+    return service.serving().recommend(user, count, level).to_dict("records")
 
 
 @router.post("/ratings")
@@ -150,12 +142,12 @@ def rate(file: Upload) -> dict[str, int]:
 
 
 @router.post("/ratings/predict")
-def predict(file: Upload, detail: bool = False, level: Level = LEVEL) -> Response:
+def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> Response:
     """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
-    pairs, (model, movies) = read_pairs(file.file, rated=False), service.serving()
-    answer = model.explain(pairs, movies, level) if detail else pd.Series(model.predict(pairs, movies))
+    pairs, predictor = read_pairs(file.file, rated=False), service.serving()
+    answer = predictor.explain(pairs, level) if detail else pd.Series(predictor.predict(pairs))
     PREDICTED.inc(len(pairs))
-    headers = {"X-Model": str(model.report["model"])}
+    headers = {"X-Model": str(predictor.model.report["model"])}
     return Response(answer.to_json(orient="index"), media_type="application/json", headers=headers)
 
 
@@ -169,7 +161,7 @@ async def live() -> dict[str, str]:
 def ready() -> dict[str, Any]:
     """Tell what model serves; 503 until there is one."""
     try:
-        return {"status": "ready", "model": service.serving()[0].report}
+        return {"status": "ready", "model": service.serving().model.report}
     except NotTrainedError as error:
         raise HTTPException(503, str(error)) from error
 

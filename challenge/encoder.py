@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from challenge.settings import ChallengeError
+
 FILES = ("*.json", "*.txt", "*.safetensors")
 HUB_SECONDS = 5.0
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -22,10 +24,11 @@ BUDGET = {"cpu": 2_048, "cuda": 65_536}
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 Vectors = dict[str, NDArray[np.float32]]
+Progress = Callable[..., Any]
 logger = logging.getLogger(__name__)
 
 
-class EncoderUnavailableError(RuntimeError):
+class EncoderUnavailableError(ChallengeError):
     """The encoder's weights cannot be had."""
 
 
@@ -83,8 +86,8 @@ def choose(name: str, max_tokens: int, precision: str) -> Encoder:
 
 
 def encode(
-    texts: Sequence[str], encoder: Encoder, cache: Path, limit: int, progress: Callable[[int, int], None]
-) -> NDArray[np.float32]:
+    texts: Sequence[str], encoder: Encoder, cache: Path, limit: int, progress: Progress
+) -> tuple[NDArray[np.float32], int]:
     """Encode texts by DistilBERT: the mean of the last hidden states of a text's tokens.
 
     Parameters
@@ -98,12 +101,14 @@ def encode(
     limit : int
         Most vectors that it keeps; those that came first leave first.
     progress : callable
-        Told at first and after each batch how many of how many texts have a vector.
+        Told at first and after each batch how many texts have a vector, ``done``, of how many, ``total``.
 
     Returns
     -------
-    ndarray of shape (texts, dimensions)
+    vectors : ndarray of shape (texts, dimensions)
         One vector a text; NaN for an empty one.
+    encoded : int
+        Number of texts that were not in the cache.
 
     Raises
     ------
@@ -118,14 +123,7 @@ def encode(
     cache.parent.mkdir(parents=True, exist_ok=True)
     wanted = {text: hashlib.sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in texts if text}
     try:
-        batches = recall(wanted, encoder, cache, limit)
-        vectors = next(batches)
-        progress(len(vectors), len(wanted))
-        with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(wanted)) as bar:
-            for batch in batches:
-                vectors |= batch
-                bar.update(len(batch))
-                progress(len(vectors), len(wanted))
+        vectors, encoded = recall(wanted, encoder, cache, limit, progress)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 255 not in DAMAGED:
             raise
@@ -134,7 +132,7 @@ def encode(
             path.replace(path.with_name(f"damaged-{path.name}"))
         return encode(texts, encoder, cache, limit, progress)
     unknown = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
-    return np.stack([vectors.get(text, unknown) for text in texts])
+    return np.stack([vectors.get(text, unknown) for text in texts]), encoded
 
 
 def native_precision() -> str:
@@ -216,18 +214,25 @@ def pool(states: Any, mask: Any) -> Any:
     return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
-def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int) -> Iterator[Vectors]:
-    """Yield texts with their vectors, the known ones first; what is encoded is kept batch by batch."""
+def recall(
+    keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int, progress: Progress
+) -> tuple[Vectors, int]:
+    """Return texts with their vectors, and how many were encoded; these are kept batch by batch."""
     with closing(sqlite3.connect(cache, timeout=60)) as store:
         store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         select = "SELECT vector FROM vectors WHERE key = ?"
         rows = {text: store.execute(select, [key]).fetchone() for text, key in keys.items()}
-        known = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
-        yield known
-        for batch in forward([text for text in keys if text not in known], encoder):
-            # Another process may have encoded the same text meanwhile.
-            added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
-            with store:
-                store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
-                store.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [limit])
-            yield batch
+        vectors = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
+        known = len(vectors)
+        progress(done=known, total=len(keys))
+        with tqdm(desc="overviews", unit="text", initial=known, total=len(keys)) as bar:
+            for batch in forward([text for text in keys if text not in vectors], encoder):
+                # Another process may have encoded the same text meanwhile.
+                added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
+                with store:
+                    store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
+                    store.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [limit])
+                vectors |= batch
+                bar.update(len(batch))
+                progress(done=len(vectors), total=len(keys))
+    return vectors, len(vectors) - known

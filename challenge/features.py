@@ -12,14 +12,8 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.kernel_approximation import RBFSampler
 from sklearn.utils.extmath import randomized_svd
 
-# A column is of a kind if so much of what is there can be read as that kind.
-READABLE = 0.9
-# Differences so much smaller than the values themselves are rounding.
-ALIKE = 1e-5
-BUCKETS = 2**13
-TOPICS = 64
-# Of the curves' kernel exp(-GAMMA * squared distance); a number's spread is 1.
-GAMMA = 0.1
+from challenge.settings import FIXED
+
 # Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
 ITEM = re.compile(r""""([^"\\]+)"(?=\s*[,\]}])|'([^'\\]+)'(?=\s*[,\]}])""")
 OVERVIEW = "vector/overview embedding"
@@ -47,7 +41,7 @@ def as_date(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
 
 def as_words(column: "pd.Series[str]") -> Any:
     """Count words or list items in hashed buckets, as a sparse matrix."""
-    return HashingVectorizer(analyzer=tokens, n_features=BUCKETS).transform(column.fillna("").astype(str))
+    return HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets).transform(column.fillna("").astype(str))
 
 
 READERS: dict[str, Callable[[Any], Any]] = {"number": as_number, "date": as_date, "words": as_words}
@@ -95,7 +89,7 @@ class MovieFeatures:
         self.arrays_, wide = {}, {OVERVIEW: embeddings}
         for name, column in catalogue.items():
             cells = column.dropna()
-            read = (kind for kind in ("number", "date") if np.isfinite(READERS[kind](cells)).mean() >= READABLE)
+            read = (kind for kind in ("number", "date") if np.isfinite(READERS[kind](cells)).mean() >= FIXED.readable)
             kind = next(read, "words") if len(cells) else "words"
             wide[f"{kind}/{name}"] = READERS[kind](column)
         for key, values in wide.items():
@@ -109,11 +103,12 @@ class MovieFeatures:
         projection = np.ones((wide.shape[1], 1), np.float32)
         if len(projection) > 1:
             weights = diags_array(TfidfTransformer().fit(known).idf_ if key.startswith("words/") else projection[:, 0])
-            topics = randomized_svd(known @ weights, min(TOPICS, *known.shape), n_iter=3, random_state=self.seed)[2]
+            most = min(FIXED.topics, *known.shape)
+            topics = randomized_svd(known @ weights, most, n_iter=3, random_state=self.seed)[2]
             projection = weights @ topics.T
         block = known @ projection
         spread = np.sqrt(block.var(axis=0).sum())
-        if spread > ALIKE * np.abs(block).max():
+        if spread > FIXED.alike * np.abs(block).max():
             self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread).astype(np.float32)
 
     def transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
@@ -147,8 +142,9 @@ class MovieFeatures:
         numbers = vectors[:, is_number(sources)]
         if numbers.shape[1]:
             # Random Fourier features (Rahimi and Recht 2007): what is not linear in the numbers, and their interplay.
-            curves = RBFSampler(gamma=GAMMA, n_components=TOPICS, random_state=0).fit_transform(numbers)
-            vectors, sources = np.hstack([vectors, curves]), np.append(sources, ["curves"] * TOPICS)
+            sampler = RBFSampler(gamma=FIXED.gamma, n_components=FIXED.topics, random_state=0)
+            curves = sampler.fit_transform(numbers)
+            vectors, sources = np.hstack([vectors, curves]), np.append(sources, ["curves"] * FIXED.topics)
         return vectors.astype(np.float32), sources
 
 

@@ -1,6 +1,6 @@
 """Fitting the rating model, every term of a training row without its movie's fold."""
 
-from time import perf_counter
+from collections.abc import Callable
 from typing import Any
 
 import lightgbm as lgb
@@ -9,22 +9,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from challenge.features import MovieFeatures, is_number
-from challenge.model import LEAST_REACH, LEVEL, LEVELS, RatingModel
+from challenge.model import RatingModel
+from challenge.settings import FIXED
 from challenge.tables import RATINGS, TableError
-from challenge.taste import PRIOR, Floats, Indices, Ratings, Taste, shrunk_means
+from challenge.taste import Floats, Indices, Ratings, Taste, shrunk_means
 
-FOLDS = 5
-# Times that movies are judged by what their users' tastes leave unexplained, and tastes by what the movies leave.
-# The numbers are the rounds in which the tastes' covariance is learned.
-PASSES = (0, 8)
-# The trees learn from so many rows at most.
-CORRECTED = 200_000
-TREES = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 50}
-SAMPLES = {"feature_fraction": 0.7, "bagging_fraction": 0.7, "bagging_freq": 1}
-REPEATABLE = {"deterministic": True, "force_row_wise": True, "verbose": -1}
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
-# A report names so many of the catalogue's columns.
-STRONGEST = 10
 
 
 def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
@@ -52,11 +42,10 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     ----------
     Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
     """
-    settings = TREES | SAMPLES | REPEATABLE | {"seed": seed}
+    settings = FIXED.trees | {"seed": seed}
     data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
-    stopping = lgb.early_stopping(25, verbose=False)
-    trial = lgb.cv(settings, data, 2000, folds=splits, callbacks=[stopping], return_cvbooster=True)["cvbooster"]
+    trial = lgb.cv(settings | FIXED.search, data, folds=splits, return_cvbooster=True)["cvbooster"]
     held_out = np.empty(len(target))
     for booster, (_, rows) in zip(trial.boosters, splits):
         held_out[rows] = booster.predict(features[rows], num_iteration=trial.best_iteration)
@@ -64,7 +53,7 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
 
 
 def fit_model(
-    ratings: pd.DataFrame, catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0
+    ratings: pd.DataFrame, catalogue: pd.DataFrame, embeddings: Floats, seed: int, enter: Callable[[str], Any]
 ) -> RatingModel:
     """Learn from ratings of movies in the catalogue.
 
@@ -82,6 +71,8 @@ def fit_model(
         Of the overviews; NaN where there is none.
     seed : int
         Seed of the folds and of every random choice.
+    enter : callable
+        Told the name of each stage as it begins: ``features``, ``taste``, ``trees``.
 
     Returns
     -------
@@ -93,22 +84,23 @@ def fit_model(
     TableError
         If the catalogue holds too few of the rated movies.
     """
+    enter("features")
     known = ratings[ratings["movieId"].isin(catalogue.index)]
     (user, users), (movie, movies) = (pd.factorize(known[column]) for column in ("userId", "movieId"))
-    if len(movies) < 2 * FOLDS:
-        raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FOLDS} or more")
-    clock, features = [perf_counter()], MovieFeatures(seed)
+    if len(movies) < 2 * FIXED.folds:
+        raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
+    features = MovieFeatures(seed)
     vectors, sources = features.fit_transform(catalogue, embeddings)
     vectors = vectors[catalogue.index.get_indexer(movies)]
-    clock.append(perf_counter())
-    stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FOLDS
+    enter("taste")
+    stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
     np.random.default_rng(seed).shuffle(movie_fold)
     activity, counts, mean = np.bincount(user), np.bincount(movie), stars.mean()
-    trust = counts / (counts + PRIOR)
+    trust = counts / (counts + FIXED.prior)
     personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
     taste = user_mean = shrunk_means(personal)[1]
     public, tastes = Taste(seed), Taste(seed)
-    for rounds in PASSES:
+    for rounds in FIXED.passes:
         deviations = np.bincount(movie, stars - mean - taste) / counts
         # The movies are the ratings of one user, the public.
         opinions = Ratings(np.zeros_like(counts), np.arange(len(movies)), movie_fold, deviations, np.sqrt(trust))
@@ -116,29 +108,20 @@ def fit_model(
         expected = (mean + trust * deviations + (1 - trust) * quality).astype(np.float32)
         personal = personal._replace(stars=stars - expected[movie])
         taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
-    clock.append(perf_counter())
+    enter("trees")
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
     spreads, spread = shrunk_means(personal._replace(stars=squares - squares.mean()))
-    some = np.sort(np.random.default_rng(seed).permutation(len(stars))[:CORRECTED])
+    some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
     folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
     terms: list[NDArray[Any]] = [column[some] for column in (taste, quality[movie], activity[user], spread)]
     rows = np.column_stack([*terms, numbers])
     trees, correction = boost(rows, (stars - plain)[some], folds, seed)
     error = stars[some] - np.clip(plain[some] + correction, *RATINGS)
     reach_trees, reach = boost(rows, np.abs(error), folds, seed)
-    scores = np.abs(error) / np.maximum(reach, LEAST_REACH)
-    clock.append(perf_counter())
-    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
-    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
-    # The last user is any that is unknown.
-    people = {"activity": np.append(activity, 0), "spread": np.append(spreads, 0)}
-    people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
-    public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
-    final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": np.quantile(scores, LEVELS)}
-    away, level = stars - mean, shrunk_means(personal)[1]
+    scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
+    away, level, limit = stars - mean, shrunk_means(personal)[1], np.quantile(scores[folds > 0], FIXED.level)
     errors = [away, away - user_mean, away - quality[movie] - level, stars - plain, error]
-    limit = np.quantile(scores[folds > 0], LEVEL)
     report = {
         "rows": len(ratings),
         "rows of movies in the catalogue": len(known),
@@ -147,8 +130,14 @@ def fit_model(
         "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
         "cross-validated mse": {rung: float(np.mean(np.square(off))) for rung, off in zip(RUNGS, errors)},
         "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
-        "strongest features": pd.Series(tastes.strengths_).nlargest(STRONGEST).to_dict(),
-        "seconds": dict(zip(("features", "taste", "trees"), np.diff(clock).tolist())),
+        "strongest features": pd.Series(tastes.strengths_).nlargest(FIXED.strongest).to_dict(),
     }
-    arrays = features.arrays_ | history | people | public_taste | final
-    return RatingModel(arrays, report)
+    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
+    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
+    # The last user is any that is unknown.
+    people = {"activity": np.append(activity, 0), "spread": np.append(spreads, 0)}
+    people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
+    public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
+    quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
+    final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
+    return RatingModel(features.arrays_ | history | people | public_taste | final, report)

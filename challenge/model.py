@@ -8,53 +8,24 @@ import lightgbm as lgb
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.metrics.pairwise import cosine_similarity
 
 from challenge.features import OVERVIEW, MovieFeatures, is_number
+from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS
 from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, uncoupled, with_level
 
-# Pairs whose weights and vectors are held at a time.
-CHUNK = 100_000
-# Levels at which the errors' quantiles are kept, the usual one, and the least error that is expected, in stars.
-LEVELS = np.linspace(0, 1, 1001)
-LEVEL = 0.9
-LEAST_REACH = 0.05
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
-# A reason names so many of the user's ratings.
-REASONS = 3
 
 
-class Movies(NamedTuple):
-    """Movies as ratings are predicted for them; in each array one more comes last, for movies that are unknown.
-
-    Attributes
-    ----------
-    ids : Index of shape (movies,)
-        Movie ids.
-    numbers : ndarray of shape (movies + 1, numeric columns)
-        The catalogue's numbers and dates.
-    expected : ndarray of shape (movies + 1,)
-        Stars that the public gives a movie, or gave it where it has ratings.
-    quality, overview_quality : ndarray of shape (movies + 1,)
-        Stars above the mean that the catalogue promises, and the overview's part in them.
-    taste, overview_taste : ndarray of shape (movies + 1, dimensions)
-        What users' weights are multiplied with, the first dimension being the same for all movies, and the overview's
-        part in it.
-    """
-
-    ids: "pd.Index[str]"
-    numbers: Floats
-    expected: Floats
-    quality: Floats
-    overview_quality: Floats
-    taste: Floats
-    overview_taste: Floats
+class NotFoundError(ChallengeError):
+    """Something of that name is not there."""
 
 
 def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) -> Floats:
     """Multiply each pair's weights and vector, so many pairs at a time that memory stays bounded."""
-    chunks = np.array_split(np.arange(len(user)), 1 + len(user) // CHUNK)
+    chunks = np.array_split(np.arange(len(user)), 1 + len(user) // FIXED.chunk)
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
@@ -77,7 +48,7 @@ class RatingModel:
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
-    def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Movies:
+    def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "Predictor":
         """Describe the movies that ratings will be asked for.
 
         Parameters
@@ -89,8 +60,8 @@ class RatingModel:
 
         Returns
         -------
-        Movies
-            In the catalogue's order.
+        Predictor
+            Of the catalogue's movies.
         """
         vectors, sources = self.features.transform(catalogue, embeddings)
         vectors = np.pad(vectors, ((0, 1), (0, 0)))
@@ -102,35 +73,60 @@ class RatingModel:
         expected, places = learned["mean"] + quality, catalogue.index.get_indexer(self.movies)
         expected[places[places >= 0]] = learned["expected"][places >= 0]
         numbers = vectors[:, is_number(sources)]
-        return Movies(catalogue.index, numbers, expected, quality, overview_quality, taste, overview_taste)
+        return Predictor(self, catalogue.index, numbers, expected, quality, overview_quality, taste, overview_taste)
 
-    def predict(self, pairs: pd.DataFrame, movies: Movies) -> Floats:
+
+class Predictor(NamedTuple):
+    """A model and the movies of a catalogue; in each array one more comes last, for movies that are unknown.
+
+    Attributes
+    ----------
+    model : RatingModel
+        What was learned.
+    movies : Index of shape (movies,)
+        Movie ids.
+    numbers : ndarray of shape (movies + 1, numeric columns)
+        The catalogue's numbers and dates.
+    expected : ndarray of shape (movies + 1,)
+        Stars that the public gives a movie, or gave it where it has ratings.
+    quality, overview_quality : ndarray of shape (movies + 1,)
+        Stars above the mean that the catalogue promises, and the overview's part in them.
+    taste, overview_taste : ndarray of shape (movies + 1, dimensions)
+        What users' weights are multiplied with, the first dimension being the same for all movies, and the overview's
+        part in it.
+    """
+
+    model: RatingModel
+    movies: "pd.Index[str]"
+    numbers: Floats
+    expected: Floats
+    quality: Floats
+    overview_quality: Floats
+    taste: Floats
+    overview_taste: Floats
+
+    def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predict ratings.
 
         Parameters
         ----------
         pairs : DataFrame of shape (pairs, 2)
             ``userId`` and ``movieId`` as categories of text.
-        movies : Movies
-            What `describe` returned.
 
         Returns
         -------
         ndarray of shape (pairs,)
             Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
         """
-        user, movie = self._locate(pairs, movies)
-        return self._rate(self._features(user, movie, movies))
+        return self._rate(self._features(*self._locate(pairs)))
 
-    def explain(self, pairs: pd.DataFrame, movies: Movies, level: float = LEVEL) -> pd.DataFrame:
+    def explain(self, pairs: pd.DataFrame, level: float = FIXED.level) -> pd.DataFrame:
         """Predict ratings, how far they may be off, and why.
 
         Parameters
         ----------
         pairs : DataFrame of shape (pairs, 2)
             As of `predict`.
-        movies : Movies
-            What `describe` returned.
         level : float
             Share of the true ratings that shall lie in the intervals.
 
@@ -145,14 +141,16 @@ class RatingModel:
         Papadopoulos et al. 2002, Inductive confidence machines for regression (normalised conformal intervals);
         Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
         """
-        learned, (user, movie) = self.arrays, self._locate(pairs, movies)
-        features = self._features(user, movie, movies)
+        learned, (user, movie) = self.model.arrays, self._locate(pairs)
+        features = self._features(user, movie)
         with SHAPLEY:
-            shares = self.trees.predict(features, pred_contrib=True)
+            shares = self.model.trees.predict(features, pred_contrib=True)
         rating = self._rate(features)
-        reach = np.interp(level, LEVELS, learned["scores"]) * np.maximum(self.reach.predict(features), LEAST_REACH)
-        habit, quality = learned["tastes"][user, 0] * movies.taste[movie, 0], movies.overview_quality[movie]
-        overview = products(learned["tastes"], user, movies.overview_taste, movie)
+        reach = np.quantile(learned["scores"], level) * np.maximum(
+            self.model.reach.predict(features), FIXED.least_reach
+        )
+        habit, quality = learned["tastes"][user, 0] * self.taste[movie, 0], self.overview_quality[movie]
+        overview = products(learned["tastes"], user, self.overview_taste, movie)
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
@@ -163,82 +161,126 @@ class RatingModel:
             }
         )
         why["rest"] = rating - why.sum(axis=1)
-        reasons = self._reasons(user, movie, movies)
-        told = [stars | {"because": reason} for stars, reason in zip(why.to_dict("records"), reasons)]
+        told = [stars | {"because": own} for stars, own in zip(why.to_dict("records"), self._reasons(user, movie))]
         low, high = np.clip([rating - reach, rating + reach], *RATINGS)
         return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told})
 
-    def update(self, ratings: pd.DataFrame, movies: Movies) -> "RatingModel":
-        """Return a model that knows more ratings; the tastes of their users are learned anew, all else stays.
+    def similar(self, movie: str, count: int) -> pd.DataFrame:
+        """Find the movies that the same users will like.
+
+        Parameters
+        ----------
+        movie : str
+            Its id.
+        count : int
+            Number of movies wanted.
+
+        Returns
+        -------
+        DataFrame of shape (at most count, 2)
+            ``movieId`` and ``similarity``, the correlation that users' tastes for the two movies are expected to have;
+            the most similar first.
+
+        Raises
+        ------
+        NotFoundError
+            If the catalogue has no such movie.
+        """
+        if movie not in self.movies:
+            raise NotFoundError(f"there is no movie '{movie}' in the catalogue")
+        # The first dimension is the same for all, the last movie is any that is unknown.
+        vectors, others = self.taste[:-1, 1:], self.movies != movie
+        similarity = cosine_similarity(vectors[others], vectors[~others])[:, 0]
+        return pd.DataFrame({"movieId": self.movies[others], "similarity": similarity}).nlargest(count, "similarity")
+
+    def recommend(self, user: str, count: int, level: float) -> pd.DataFrame:
+        """Find the best movies that a user has not rated.
+
+        Parameters
+        ----------
+        user : str
+            Its id; an unknown one counts as an average one.
+        count : int
+            Number of movies wanted.
+        level : float
+            As of `explain`.
+
+        Returns
+        -------
+        DataFrame of shape (at most count, 5)
+            ``movieId`` and the columns of `explain`, the best first.
+        """
+        rated = self._history(self.model.users.get_indexer([user]))[1].movies
+        pairs = pd.DataFrame({"userId": user, "movieId": np.delete(self.movies, rated)}).astype("category")
+        best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
+        return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
+
+    def update(self, ratings: pd.DataFrame) -> "Predictor":
+        """Return one that knows more ratings; the tastes of their users are learned anew, all else stays.
 
         Parameters
         ----------
         ratings : DataFrame of shape (ratings, 3)
             As of `fitting.fit_model`; the users may be new. What the catalogue lacks counts for nothing.
-        movies : Movies
-            What `describe` returned.
 
         Returns
         -------
-        RatingModel
+        Predictor
             A new one.
         """
-        old, new = self.arrays, copy(self)
-        first_user, first_movie = len(self.users), len(self.movies)
-        user, users = pd.factorize(np.append(self.users, ratings["userId"]))
-        movie, names = pd.factorize(np.append(self.movies, ratings["movieId"]))
+        old, new = self.model.arrays, copy(self.model)
+        first_user, first_movie = len(self.model.users), len(self.model.movies)
+        user, users = pd.factorize(np.append(self.model.users, ratings["userId"]))
+        movie, names = pd.factorize(np.append(self.model.movies, ratings["movieId"]))
         user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
         new.users, new.movies = pd.Index(users), pd.Index(names)
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
         new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
         new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in ("activity", "spread")}
-        history = new._history(user, movies)
-        if history.users.size:
-            concerned, index = np.unique(history.users, return_inverse=True)
-            tastes = fit_users(movies.taste, history._replace(users=index), uncoupled(2))[0]
-            new.arrays["tastes"][concerned], new.arrays["activity"][concerned] = tastes, np.bincount(index)
-        return new
+        updated = self._replace(model=new)
+        concerned, history = updated._history(user)
+        new.arrays["tastes"][concerned] = fit_users(self.taste, history, uncoupled(2))[0]
+        new.arrays["activity"][concerned] = np.bincount(history.users)
+        return updated
 
-    def _history(self, users: Indices, movies: Movies) -> Ratings:
-        """Return all ratings of some users, the last of each pair, as far as their movies are in the catalogue."""
-        learned = self.arrays
+    def _history(self, users: Indices) -> tuple[Indices, Ratings]:
+        """Return those of some users who rated movies of the catalogue, and these ratings, the last of each pair."""
+        learned = self.model.arrays
         rows = np.flatnonzero(np.isin(learned["user"], users))
-        places = movies.ids.get_indexer(self.movies)[learned["movie"][rows]]
+        places = self.movies.get_indexer(self.model.movies)[learned["movie"][rows]]
         pairs = pd.DataFrame({"user": learned["user"][rows], "place": places, "stars": learned["stars"][rows]})
         pairs = pairs[places >= 0].drop_duplicates(["user", "place"], keep="last")
-        user, place = pairs["user"].to_numpy(), pairs["place"].to_numpy()
-        stars = (pairs["stars"].to_numpy() - movies.expected[place]).astype(np.float32)
-        return Ratings(user, place, np.zeros_like(place), stars, np.ones_like(stars))
+        (concerned, user), place = np.unique(pairs["user"], return_inverse=True), pairs["place"].to_numpy()
+        stars = (pairs["stars"].to_numpy() - self.expected[place]).astype(np.float32)
+        return concerned, Ratings(user, place, np.zeros_like(place), stars, np.ones_like(stars))
 
-    def _locate(self, pairs: pd.DataFrame, movies: Movies) -> list[Indices]:
+    def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
-        ids = {"userId": self.users, "movieId": movies.ids}
+        ids = {"userId": self.model.users, "movieId": self.movies}
         return [index.get_indexer(pairs[name].cat.categories)[pairs[name].cat.codes] for name, index in ids.items()]
 
-    def _features(self, user: Indices, movie: Indices, movies: Movies) -> Floats:
-        learned = self.arrays
-        terms = [products(learned["tastes"], user, movies.taste, movie), movies.quality[movie]]
-        return np.column_stack([*terms, learned["activity"][user], learned["spread"][user], movies.numbers[movie]])
+    def _features(self, user: Indices, movie: Indices) -> Floats:
+        learned = self.model.arrays
+        terms = [products(learned["tastes"], user, self.taste, movie), self.quality[movie]]
+        return np.column_stack([*terms, learned["activity"][user], learned["spread"][user], self.numbers[movie]])
 
     def _rate(self, features: Floats) -> Floats:
-        ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
+        correction = self.model.trees.predict(features)
+        ratings: Floats = self.model.arrays["mean"] + features[:, 0] + features[:, 1] + correction
         return np.clip(ratings, *RATINGS)
 
-    def _reasons(self, user: Indices, movie: Indices, movies: Movies) -> list[dict[str, float]]:
+    def _reasons(self, user: Indices, movie: Indices) -> list[dict[str, float]]:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
         reasons: list[dict[str, float]] = [{} for _ in user]
-        rows, history = pd.Series(user).groupby(user).indices, self._history(np.unique(user), movies)
-        if not history.users.size:
-            return reasons
-        concerned, index = np.unique(history.users, return_inverse=True)
-        for batch, places, there in batches(index, movies.taste.shape[1]):
+        rows, (concerned, history) = pd.Series(user).groupby(user).indices, self._history(user)
+        for batch, places, there in batches(history.users, self.taste.shape[1]):
             rated, target = history.movies[places], history.stars[places][..., None]
-            shares = there[..., None] * solve(movies.taste[rated], target, there[..., None], uncoupled(1))
-            pulls = (movies.taste[rated] * shares)[..., 1:]
+            shares = there[..., None] * solve(self.taste[rated], target, there[..., None], uncoupled(1))
+            pulls = (self.taste[rated] * shares)[..., 1:]
             for one, own, pull, kept in zip(concerned[batch], rated, pulls, there):
                 for row in rows[one]:
-                    stars = pull[kept] @ movies.taste[movie[row], 1:]
-                    best = np.argsort(-np.abs(stars))[:REASONS]
-                    reasons[row] = dict(zip(movies.ids[own[best]], stars[best].tolist()))
+                    stars = pull[kept] @ self.taste[movie[row], 1:]
+                    best = np.argsort(-np.abs(stars))[: FIXED.reasons]
+                    reasons[row] = dict(zip(self.movies[own[best]], stars[best].tolist()))
         return reasons

@@ -39,7 +39,7 @@ END;
 
 CREATE VIEW IF NOT EXISTS state AS
 SELECT
-    (SELECT model FROM switches ORDER BY id DESC LIMIT 1) AS active,
+    (SELECT max(id) FROM switches) AS switch,
     (SELECT coalesce(max(id), 0) FROM ratings) AS last_rating;
 
 CREATE VIEW IF NOT EXISTS models AS

@@ -1,13 +1,20 @@
 """Every setting, with its default."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
+import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 VERSION = "1.0.0"
 PACKAGE = Path(__file__).parent
+FIXED = SimpleNamespace(**yaml.safe_load((PACKAGE / "parameters.yaml").read_text("utf-8")))
+
+
+class ChallengeError(Exception):
+    """Something that the caller or the operator can mend; `openapi.yaml` says what kind of problem each subclass is."""
 
 
 class Settings(BaseSettings):

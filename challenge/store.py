@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from challenge.model import RatingModel
-from challenge.settings import PACKAGE
+from challenge.model import NotFoundError, RatingModel
+from challenge.settings import PACKAGE, ChallengeError
 
 REGISTRY = "registry.sqlite"
 # Another worker may hold the lock for a moment, to see whether a training is at work.
@@ -27,15 +27,11 @@ sqlite3.register_adapter(dict, json.dumps)
 sqlite3.register_converter("JSON", json.loads)
 
 
-class NotFoundError(LookupError):
-    """Something of that name is not there."""
-
-
-class ModelDamagedError(RuntimeError):
+class ModelDamagedError(ChallengeError):
     """A model's file is not what the training wrote."""
 
 
-class TrainingBusyError(RuntimeError):
+class TrainingBusyError(ChallengeError):
     """A training is at work.
 
     Parameters
@@ -132,9 +128,13 @@ class Store:
         return self._row("training", number, "SELECT * FROM jobs WHERE id = ?")
 
     def state(self) -> tuple[int | None, int]:
-        """Return the number of the active model, if there is one, and that of the last rating that was added."""
-        active, last_rating = self._rows("SELECT active, last_rating FROM state")[0].values()
-        return active, last_rating
+        """Return the number of the last switch of models, if there was one, and of the last rating that was added."""
+        switch, last_rating = self._rows("SELECT * FROM state")[0].values()
+        return switch, last_rating
+
+    def active(self) -> int | None:
+        """Return the number of the active model, if there is one."""
+        return next((row["model"] for row in self._rows("SELECT * FROM candidates")), None)
 
     def models(self) -> list[dict[str, Any]]:
         """Return what is known of each model, the oldest first."""
@@ -161,8 +161,8 @@ class Store:
             np.savez(file, allow_pickle=False, **model.arrays)
         with saved.open("rb") as written:
             self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
-        stay = "SELECT active FROM state UNION SELECT id FROM (SELECT id FROM models ORDER BY id DESC LIMIT ?)"
-        self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay})", keep)
+        stay = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
+        self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay}) AND id IS NOT ?", keep, self.active())
         # Also what trainings left behind that were killed.
         kept = {f"model-{row['id']}" for row in self.models()}
         for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:

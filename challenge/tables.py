@@ -6,15 +6,17 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from challenge.settings import ChallengeError
+
 NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating"}
 RATINGS = (1.0, 5.0)
 
 
-class TableError(ValueError):
+class TableError(ChallengeError):
     """A table that cannot be used; the message names the line and the column."""
 
 
-class CatalogueMissingError(FileNotFoundError):
+class CatalogueMissingError(ChallengeError):
     """There is no catalogue where the settings say it is."""
 
 

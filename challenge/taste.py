@@ -7,29 +7,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from challenge.settings import FIXED
+
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
-DIMENSIONS = 256
-# A shrunk mean counts its prior as so many ratings.
-PRIOR = 5.0
-# The scales are learned from so many users, and from so many ratings of theirs in all.
-LEARNERS = 100
-LEARNER_RATINGS = 20_000
-ROUNDS = 8
-START = 0.2
-LARGEST = 30.0
-# How weights go together is learned from so many users and for so many main axes; that they do not go together counts
-# as so many users.
-COUPLED = 2_000
-AXES = 32
-PSEUDO_USERS = 100
-TINY = 1e-9
-# A system counts as solved at such a share of its first residual's squared norm, or after so many steps.
-SOLVED = 1e-5
-STEPS = 200
-# Numbers that are held at a time for a batch of users.
-BATCH = 1_000_000
+TINY, LARGEST = FIXED.scales
 
 
 class Ratings(NamedTuple):
@@ -79,10 +62,10 @@ def batches(users: Indices, width: int) -> Iterator[tuple[Indices, Indices, NDAr
     counts = np.bincount(users)
     starts = counts.cumsum() - counts
     by_user, by_activity = np.argsort(users, kind="stable"), np.argsort(counts, kind="stable")
-    filled = np.cumsum(np.maximum(counts[by_activity], width) * width) // BATCH
+    filled = np.cumsum(np.maximum(counts[by_activity], width) * width) // FIXED.batch
     # Nobody in a batch has more than twice as many ratings as another: little is padded.
     scale = np.frexp(counts[by_activity])[1]
-    for batch in np.split(by_activity, np.flatnonzero(np.diff(filled) + np.diff(scale)) + 1):
+    for batch in filter(len, np.split(by_activity, np.flatnonzero(np.diff(filled) + np.diff(scale)) + 1)):
         steps = np.arange(counts[batch].max())
         there = steps < counts[batch, None]
         yield batch, by_user[np.where(there, starts[batch, None] + steps, 0)], there
@@ -149,8 +132,8 @@ def solve(rows: Floats, target: Floats, kept: NDArray[np.bool_], prior: Floats) 
     """
     columns, residual = np.ascontiguousarray(rows.transpose(0, 2, 1)), target * kept
     direction, solution, size = residual, np.zeros_like(residual), np.square(residual).sum(axis=1, keepdims=True)
-    solved = SOLVED * size
-    for _ in range(STEPS):
+    solved = FIXED.solved * size
+    for _ in range(FIXED.steps):
         if (size <= solved).all():
             break
         image = kept * (rows @ couple(columns @ direction, prior)) + direction
@@ -182,7 +165,7 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
         Prediction of each rating from the ratings of other folds.
     """
     users, movies, folds, stars, roots = ratings
-    weights = np.zeros((users.max() + 1, vectors.shape[1]), np.float32)
+    weights = np.zeros((len(np.bincount(users)), vectors.shape[1]), np.float32)
     held_out = np.zeros(len(users), np.float32)
     for batch, places, there in batches(users, vectors.shape[1]):
         rows, trust, fold = vectors[movies[places]], (there * roots[places])[..., None], folds[places][..., None]
@@ -198,8 +181,8 @@ def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
     """Return the ratings of at most so many users, drawn at random."""
     drawn = np.random.default_rng(seed).permutation(ratings.users.max() + 1)[:most]
     rows = np.isin(ratings.users, drawn)
-    users, movies, folds, stars, roots = ratings
-    return Ratings(np.unique(users[rows], return_inverse=True)[1], movies[rows], folds[rows], stars[rows], roots[rows])
+    some = Ratings._make(column[rows] for column in ratings)
+    return some._replace(users=np.unique(some.users, return_inverse=True)[1])
 
 
 def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rounds: int) -> Floats:
@@ -243,12 +226,12 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
         covariance = np.linalg.inv(grams + np.linalg.inv(prior)[:, None])
         weights = (covariance @ moments)[..., 0]
         spread = weights.transpose(0, 2, 1) @ weights / noise + covariance.sum(axis=1)
-        prior = (PSEUDO_USERS * unit + spread) / (PSEUDO_USERS + size)
+        prior = (FIXED.pseudo_users * unit + spread) / (FIXED.pseudo_users + size)
     return prior
 
 
 def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
-    """Average each user's stars, the prior counting as `PRIOR` ratings of 0: the regression on a constant alone.
+    """Average each user's stars, the prior counting as `prior` ratings of 0: the regression on a constant alone.
 
     Parameters
     ----------
@@ -262,7 +245,7 @@ def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
     held_out : ndarray of shape (ratings,)
         For each rating, of its user's ratings of other folds.
     """
-    level = np.full((ratings.movies.max() + 1, 1), PRIOR**-0.5, np.float32)
+    level = np.full((ratings.movies.max() + 1, 1), FIXED.prior**-0.5, np.float32)
     weights, held_out = fit_users(level, ratings, uncoupled(ratings.folds.max() + 2))
     return weights[:, 0] * level[0], held_out
 
@@ -283,9 +266,9 @@ class Taste:
         Variance of a rating that no taste explains, in squared stars.
     strengths_ : dict of str to float
         By source, the deviation in stars between movies that a user's taste for it is expected to make.
-    projection_ : ndarray of shape (1 + dimensions, at most DIMENSIONS)
+    projection_ : ndarray of shape (1 + dimensions, at most 256)
         The main axes of the scaled movie vectors, such that the prior of weights on them is the unit normal.
-    weights_ : ndarray of shape (users, at most DIMENSIONS)
+    weights_ : ndarray of shape (users, at most 256)
         Each user's posterior mean.
     held_out_ : ndarray of shape (ratings,)
         Prediction of each rating from its user's ratings of other folds.
@@ -319,29 +302,30 @@ class Taste:
         scaled = design[:, 1:] * self.scales_[1:]
         stars = self.noise_ * pd.Series(scaled.var(axis=0)).groupby(list(sources)).sum()
         self.strengths_ = np.sqrt(stars).to_dict()
-        axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, : DIMENSIONS - 1]
+        most, main = FIXED.dimensions - 1, slice(FIXED.axes)
+        axes = np.fliplr(np.linalg.eigh(scaled.T @ scaled)[1])[:, :most]
         self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)
         self.projection_[0, 0], self.projection_[1:, 1:] = self.scales_[0], self.scales_[1:, None] * axes
-        projected, some = design @ self.projection_, sample(ratings, COUPLED, self.seed)
-        prior = learn_prior(projected[:, :AXES], some, ratings.folds.max() + 2, self.noise_, rounds)
+        projected, some = design @ self.projection_, sample(ratings, FIXED.coupled, self.seed)
+        prior = learn_prior(projected[:, main], some, ratings.folds.max() + 2, self.noise_, rounds)
         self.weights_, self.held_out_ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
-        self.projection_[:, :AXES] = self.projection_[:, :AXES] @ root
-        self.weights_[:, :AXES] = np.linalg.solve(root, self.weights_[:, :AXES].T).T
+        self.projection_[:, main] = self.projection_[:, main] @ root
+        self.weights_[:, main] = np.linalg.solve(root, self.weights_[:, main].T).T
         return self
 
     def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> None:
         """Maximise the marginal likelihood of some users' ratings (MacKay 1992, Bayesian interpolation, section 4)."""
-        users, movies, _, stars, roots = sample(ratings, LEARNERS, self.seed)
-        most, problems, count = LEARNER_RATINGS // (users.max() + 1), [], 0
+        users, movies, _, stars, roots = sample(ratings, FIXED.learners, self.seed)
+        most, problems, count = FIXED.learner_ratings // (users.max() + 1), [], 0
         for _, places, there in batches(users, len(sources)):
             places, there = places[:, :most], there[:, :most]
             trust = (there * roots[places])[..., None]
             problems.append((design[movies[places]] * trust, stars[places][..., None] * trust))
             count += there.sum()
-        self.scales_ = np.full(len(sources), START, np.float32)
-        for _ in range(ROUNDS):
+        self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
+        for _ in range(FIXED.scale_rounds):
             size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
             for rows, target in problems:
                 weights, determined = evidence(rows * self.scales_, target)

@@ -10,7 +10,6 @@ import re
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -356,11 +355,12 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = [label[0].shape[1] for label in labels.values()]
     model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
-    callbacks = [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)]
-    metrics, optimizers = partial(scores, tasks), (optimizer(model, plan, arguments), None)
-    trainer = transformers.Trainer(
-        model, arguments, collate, taught, held_out, compute_metrics=metrics, callbacks=callbacks, optimizers=optimizers
-    )
+    options = {
+        "callbacks": [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)],
+        "compute_metrics": lambda prediction: scores(tasks, prediction),
+        "optimizers": (optimizer(model, plan, arguments), None),
+    }
+    trainer = transformers.Trainer(model, arguments, collate, taught, held_out, **options)
     # The state is the last thing that is written of a checkpoint.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
@@ -372,9 +372,9 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     return figures
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan, a YAML; a setting that is wrong or unknown is named in a ``ValueError``."""
-    return Plan(**yaml.safe_load(path.read_text("utf-8")))
+def read_plan(path: Path, **changes: str) -> Plan:
+    """Read a plan, a YAML, but for some changes; a setting that is wrong or unknown is named in a ``ValueError``."""
+    return Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
 
 
 def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from challenge import teaching
 from challenge.encoder import choose, encode
-from challenge.fitting import FOLDS, fit_model
+from challenge.fitting import fit_model
 from challenge.tables import read_catalogue, read_pairs
 from challenge.teaching import KINDS, NONE, PLAN, Plan, Task, read_labels, read_plan, teach, with_liked
 from challenge.tests.conftest import ENCODER
@@ -149,8 +149,8 @@ def held_out_error(catalogue: pd.DataFrame, ratings: pd.DataFrame, hidden: Any, 
     """Give the squared error of ratings that neither the encoder nor the model was shown, by movie."""
     embeddings = vectors(catalogue, encoder)
     with threadpool_limits(limits=1, user_api="blas"):
-        model = fit_model(ratings[~hidden].reset_index(drop=True), catalogue, embeddings)
-    predicted = model.predict(ratings[hidden], model.describe(catalogue, embeddings))
+        model = fit_model(ratings[~hidden].reset_index(drop=True), catalogue, embeddings, 0, str)
+    predicted = model.describe(catalogue, embeddings).predict(ratings[hidden])
     return float(np.mean(np.square(predicted - ratings.loc[hidden, "rating"])))
 
 
@@ -160,14 +160,14 @@ def vectors(catalogue: pd.DataFrame, encoder: Path | None) -> NDArray[np.float32
         return np.full((len(catalogue), 1), np.nan, np.float32)
     with tempfile.TemporaryDirectory() as cache:
         texts, chosen = catalogue["overview"].fillna("").tolist(), choose(str(encoder), 512, "fp32")
-        return encode(texts, chosen, Path(cache) / "vectors", len(texts), lambda done, total: None)
+        return encode(texts, chosen, Path(cache) / "vectors", len(texts), dict)[0]
 
 
 def hidden_movies(ratings: pd.DataFrame, fold: int) -> Any:
     """Tell which ratings are of a fold's movies."""
     movies = np.sort(ratings["movieId"].astype(str).unique())
     np.random.default_rng(SEED).shuffle(movies)
-    return ratings["movieId"].isin(movies[fold::FOLDS])
+    return ratings["movieId"].isin(movies[fold::5])
 
 
 def policies(data: Path, epochs: int, folder: Path) -> None:
@@ -210,10 +210,10 @@ def errors(data: Path, epochs: int, folder: Path) -> None:
     print("| encoder | cross-validated MSE |\n| --- | --- |")
     for name, encoder in encoders.items():
         with threadpool_limits(limits=1, user_api="blas"):
-            report = fit_model(ratings, catalogue, vectors(catalogue, encoder)).report
+            report = fit_model(ratings, catalogue, vectors(catalogue, encoder), 0, str).report
         print(f"| {name} | {report['cross-validated mse']['model']:.4f} |", flush=True)
     print("\n| fold | no overview | carried | taught `liked` as well |\n| --- | --- | --- | --- |")
-    for fold in range(FOLDS):
+    for fold in range(5):
         hidden = hidden_movies(ratings, fold)
         teach(catalogue, ratings[~hidden], folder / f"liked{fold}", plan_from(ENCODER, epochs))
         row = [held_out_error(catalogue, ratings, hidden, path) for path in (None, ENCODER, folder / f"liked{fold}")]

@@ -50,13 +50,14 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def vectors_of(texts: list[str], cache: Path, encoder: Encoder = MINI, limit: int = 1000) -> NDArray[np.float32]:
     """Encode, by default with the small encoder."""
-    return encode(texts, encoder, cache, limit, lambda done, total: None)
+    return encode(texts, encoder, cache, limit, lambda done, total: None)[0]
 
 
 def steps(texts: list[str], cache: Path, limit: int = 1000) -> list[tuple[int, int]]:
     """Encode, and return the progress that was told after what is known."""
     told: list[tuple[int, int]] = []
-    encode(texts, MINI, cache, limit, lambda done, total: told.append((done, total)))
+    _, encoded = encode(texts, MINI, cache, limit, lambda done, total: told.append((done, total)))
+    assert encoded == told[-1][0] - told[0][0]
     return told[1:]
 
 

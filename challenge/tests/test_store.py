@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from challenge.fitting import boost
-from challenge.model import RatingModel
-from challenge.store import REGISTRY, ModelDamagedError, NotFoundError, Store, TrainingBusyError, replacing
+from challenge.model import NotFoundError, RatingModel
+from challenge.store import REGISTRY, ModelDamagedError, Store, TrainingBusyError, replacing
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
 ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
@@ -36,11 +36,11 @@ def files(store: Store) -> list[str]:
 
 def test_model_comes_back(store: Store) -> None:
     """What was saved is loaded and active; before that there is none."""
-    assert store.state() == (None, 0)
+    assert (store.active(), store.state()) == (None, (None, 0))
     with pytest.raises(NotFoundError, match="model 1"):
         store.load(1)
     assert train(store) == 1
-    assert store.state() == (1, 0)
+    assert (store.active(), store.state()) == (1, (1, 0))
     loaded = Store(store.folder).load(1)
     assert loaded.report == MODEL.report
     assert {name: array.tolist() for name, array in loaded.arrays.items()} == {
@@ -53,7 +53,9 @@ def test_old_models_are_removed(store: Store) -> None:
     first = train(store)
     train(store)
     (store.folder / f"model-{first}.encoder").mkdir()
+    switched = store.state()
     store.activate(first)
+    assert store.state() != switched
     for _ in range(3):
         store.begin()
     last = train(store, keep=1)
@@ -66,7 +68,7 @@ def test_old_models_are_removed(store: Store) -> None:
     assert files(store) == [f"model-{newer}.npz"]
     with pytest.raises(NotFoundError):
         store.activate(older)
-    assert store.state()[0] == newer
+    assert store.active() == newer
 
 
 def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +83,7 @@ def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     (store.folder / f".model-{second}.npz-killed").mkdir()
     with pytest.raises(NotFoundError):
         store.load(second)
-    assert store.state()[0] == first
+    assert store.active() == first
     third = train(store)
     assert files(store) == [f"model-{first}.npz", f"model-{third}.npz"]
 

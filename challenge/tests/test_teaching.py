@@ -219,7 +219,7 @@ def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("training/runs/*/events*")) and not list(tmp_path.glob("training/checkpoint-*"))
     texts = movies["overview"].tolist()
     chosen = (choose(str(folder), 512, "fp32") for folder in (tiny, tmp_path))
-    before, after = (encode(texts, encoder, tmp_path / "cache", 10_000, lambda done, total: None) for encoder in chosen)
+    before, after = (encode(texts, encoder, tmp_path / "cache", 10_000, dict)[0] for encoder in chosen)
     assert before.shape == after.shape and not np.allclose(before, after, atol=0.01)
 
 
@@ -283,8 +283,7 @@ def test_first_stage_of_a_training(tmp_path: Path) -> None:
     assert {f"eval_{task.name}_score" for task in plan.tasks} <= set(report["teaching"])
     assert Path(report["encoder"]["name"]).parent == tmp_path / "models"
     pairs = ratings.head(5)
-    predicted = service.serving()[0].predict(pairs, service.serving()[1])
+    predicted = service.serving().predict(pairs)
     assert np.isfinite(predicted).all()
     # A later service, whose settings teach nothing, still reads overviews by the encoder of the model.
-    model, movies = Service(settings).serving()
-    assert model.predict(pairs, movies).tolist() == predicted.tolist()
+    assert Service(settings).serving().predict(pairs).tolist() == predicted.tolist()
