@@ -19,9 +19,9 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
 from challenge.settings import FIXED, PACKAGE, VERSION, ChallengeError, Settings
-from challenge.store import TrainingBusyError
+from challenge.store import NotTrainedError, TrainingBusyError
 from challenge.tables import read_pairs
-from challenge.training import NotTrainedError, Service
+from challenge.training import Service
 
 # What needs no key and is never too much.
 OPEN = ("/health/", "/docs", "/openapi.json")
@@ -144,10 +144,10 @@ def rate(file: Upload) -> dict[str, int]:
 @router.post("/ratings/predict")
 def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> Response:
     """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
-    pairs, predictor = read_pairs(file.file, rated=False), service.serving()
-    answer = predictor.explain(pairs, level) if detail else pd.Series(predictor.predict(pairs))
+    pairs, model = read_pairs(file.file, rated=False), service.serving()
+    answer = model.explain(pairs, level) if detail else pd.Series(model.predict(pairs))
     PREDICTED.inc(len(pairs))
-    headers = {"X-Model": str(predictor.model.report["model"])}
+    headers = {"X-Model": str(model.report["model"])}
     return Response(answer.to_json(orient="index"), media_type="application/json", headers=headers)
 
 
@@ -161,7 +161,7 @@ async def live() -> dict[str, str]:
 def ready() -> dict[str, Any]:
     """Tell what model serves; 503 until there is one."""
     try:
-        return {"status": "ready", "model": service.serving().model.report}
+        return {"status": "ready", "model": service.serving().report}
     except NotTrainedError as error:
         raise HTTPException(503, str(error)) from error
 

@@ -140,4 +140,5 @@ def fit_model(
     public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
-    return RatingModel(features.arrays_ | history | people | public_taste | final, report)
+    model = RatingModel(features.arrays_ | history | people | public_taste | final, report)
+    return model.describe(catalogue, embeddings)

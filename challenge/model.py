@@ -2,7 +2,7 @@
 
 from copy import copy
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightgbm as lgb
 import numpy as np
@@ -35,9 +35,14 @@ class RatingModel:
     Parameters
     ----------
     arrays : dict of str to ndarray
-        All that was learned and what from, as arrays of numbers and text.
+        All that was learned and what from, and the movies of a catalogue, as arrays of numbers and text.
     report : dict
         What was learned from, how well held-out movies are predicted, and the seconds of each stage.
+
+    Attributes
+    ----------
+    users, movies, catalogue : Index
+        Ids of the users and of the movies that ratings were learned from, and of the catalogue's movies.
     """
 
     def __init__(self, arrays: dict[str, NDArray[Any]], report: dict[str, Any]) -> None:
@@ -46,10 +51,11 @@ class RatingModel:
         self.features = MovieFeatures()
         self.features.arrays_ = {key: array for key, array in arrays.items() if "/" in key}
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
+        self.catalogue = pd.Index(arrays.get("catalogue", []))
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
-    def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "Predictor":
-        """Describe the movies that ratings will be asked for.
+    def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "RatingModel":
+        """Return a model that knows the movies of a catalogue, and no others.
 
         Parameters
         ----------
@@ -60,50 +66,26 @@ class RatingModel:
 
         Returns
         -------
-        Predictor
-            Of the catalogue's movies.
+        RatingModel
+            A new one. Its arrays of movies have one more at the end, for those that are unknown: ``numbers``, the
+            catalogue's; ``public``, the stars that the public gives a movie, or gave it where it has ratings;
+            ``qualities``, the stars above the mean that the catalogue promises; ``vectors``, what users' weights are
+            multiplied with, the first dimension being the same for all movies; and the overview's part in both.
         """
+        new, learned = copy(self), self.arrays
         vectors, sources = self.features.transform(catalogue, embeddings)
         vectors = np.pad(vectors, ((0, 1), (0, 0)))
         overview = np.where(sources == OVERVIEW, vectors, 0)
-        learned = self.arrays
         quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
-        taste = with_level(quality, vectors) @ learned["projection"]
-        overview_taste = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        expected, places = learned["mean"] + quality, catalogue.index.get_indexer(self.movies)
-        expected[places[places >= 0]] = learned["expected"][places >= 0]
-        numbers = vectors[:, is_number(sources)]
-        return Predictor(self, catalogue.index, numbers, expected, quality, overview_quality, taste, overview_taste)
-
-
-class Predictor(NamedTuple):
-    """A model and the movies of a catalogue; in each array one more comes last, for movies that are unknown.
-
-    Attributes
-    ----------
-    model : RatingModel
-        What was learned.
-    movies : Index of shape (movies,)
-        Movie ids.
-    numbers : ndarray of shape (movies + 1, numeric columns)
-        The catalogue's numbers and dates.
-    expected : ndarray of shape (movies + 1,)
-        Stars that the public gives a movie, or gave it where it has ratings.
-    quality, overview_quality : ndarray of shape (movies + 1,)
-        Stars above the mean that the catalogue promises, and the overview's part in them.
-    taste, overview_taste : ndarray of shape (movies + 1, dimensions)
-        What users' weights are multiplied with, the first dimension being the same for all movies, and the overview's
-        part in it.
-    """
-
-    model: RatingModel
-    movies: "pd.Index[str]"
-    numbers: Floats
-    expected: Floats
-    quality: Floats
-    overview_quality: Floats
-    taste: Floats
-    overview_taste: Floats
+        public, places = learned["mean"] + quality, catalogue.index.get_indexer(self.movies)
+        public[places[places >= 0]] = learned["expected"][places >= 0]
+        described = {"numbers": vectors[:, is_number(sources)], "public": public, "qualities": quality}
+        described["vectors"] = with_level(quality, vectors) @ learned["projection"]
+        described["overview_qualities"] = overview_quality
+        described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
+        described["catalogue"] = np.array(list(catalogue.index))
+        new.catalogue, new.arrays = catalogue.index, learned | described
+        return new
 
     def predict(self, pairs: pd.DataFrame) -> Floats:
         """Predict ratings.
@@ -141,16 +123,14 @@ class Predictor(NamedTuple):
         Papadopoulos et al. 2002, Inductive confidence machines for regression (normalised conformal intervals);
         Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
         """
-        learned, (user, movie) = self.model.arrays, self._locate(pairs)
+        learned, (user, movie) = self.arrays, self._locate(pairs)
         features = self._features(user, movie)
         with SHAPLEY:
-            shares = self.model.trees.predict(features, pred_contrib=True)
+            shares = self.trees.predict(features, pred_contrib=True)
         rating = self._rate(features)
-        reach = np.quantile(learned["scores"], level) * np.maximum(
-            self.model.reach.predict(features), FIXED.least_reach
-        )
-        habit, quality = learned["tastes"][user, 0] * self.taste[movie, 0], self.overview_quality[movie]
-        overview = products(learned["tastes"], user, self.overview_taste, movie)
+        reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
+        habit, quality = learned["tastes"][user, 0] * learned["vectors"][movie, 0], learned["overview_qualities"][movie]
+        overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
@@ -186,12 +166,12 @@ class Predictor(NamedTuple):
         NotFoundError
             If the catalogue has no such movie.
         """
-        if movie not in self.movies:
+        if movie not in self.catalogue:
             raise NotFoundError(f"there is no movie '{movie}' in the catalogue")
         # The first dimension is the same for all, the last movie is any that is unknown.
-        vectors, others = self.taste[:-1, 1:], self.movies != movie
+        vectors, others = self.arrays["vectors"][:-1, 1:], self.catalogue != movie
         similarity = cosine_similarity(vectors[others], vectors[~others])[:, 0]
-        return pd.DataFrame({"movieId": self.movies[others], "similarity": similarity}).nlargest(count, "similarity")
+        return pd.DataFrame({"movieId": self.catalogue[others], "similarity": similarity}).nlargest(count, "similarity")
 
     def recommend(self, user: str, count: int, level: float) -> pd.DataFrame:
         """Find the best movies that a user has not rated.
@@ -210,13 +190,13 @@ class Predictor(NamedTuple):
         DataFrame of shape (at most count, 5)
             ``movieId`` and the columns of `explain`, the best first.
         """
-        rated = self._history(self.model.users.get_indexer([user]))[1].movies
-        pairs = pd.DataFrame({"userId": user, "movieId": np.delete(self.movies, rated)}).astype("category")
+        rated = self._history(self.users.get_indexer([user]))[1].movies
+        pairs = pd.DataFrame({"userId": user, "movieId": np.delete(self.catalogue, rated)}).astype("category")
         best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
         return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
 
-    def update(self, ratings: pd.DataFrame) -> "Predictor":
-        """Return one that knows more ratings; the tastes of their users are learned anew, all else stays.
+    def update(self, ratings: pd.DataFrame) -> "RatingModel":
+        """Return a model that knows more ratings; the tastes of their users are learned anew, all else stays.
 
         Parameters
         ----------
@@ -225,62 +205,61 @@ class Predictor(NamedTuple):
 
         Returns
         -------
-        Predictor
+        RatingModel
             A new one.
         """
-        old, new = self.model.arrays, copy(self.model)
-        first_user, first_movie = len(self.model.users), len(self.model.movies)
-        user, users = pd.factorize(np.append(self.model.users, ratings["userId"]))
-        movie, names = pd.factorize(np.append(self.model.movies, ratings["movieId"]))
+        old, new = self.arrays, copy(self)
+        first_user, first_movie = len(self.users), len(self.movies)
+        user, users = pd.factorize(np.append(self.users, ratings["userId"]))
+        movie, names = pd.factorize(np.append(self.movies, ratings["movieId"]))
         user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
         new.users, new.movies = pd.Index(users), pd.Index(names)
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
         new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
         new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in ("activity", "spread")}
-        updated = self._replace(model=new)
-        concerned, history = updated._history(user)
-        new.arrays["tastes"][concerned] = fit_users(self.taste, history, uncoupled(2))[0]
+        concerned, history = new._history(user)
+        new.arrays["tastes"][concerned] = fit_users(old["vectors"], history, uncoupled(2))[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
-        return updated
+        return new
 
     def _history(self, users: Indices) -> tuple[Indices, Ratings]:
         """Return those of some users who rated movies of the catalogue, and these ratings, the last of each pair."""
-        learned = self.model.arrays
+        learned = self.arrays
         rows = np.flatnonzero(np.isin(learned["user"], users))
-        places = self.movies.get_indexer(self.model.movies)[learned["movie"][rows]]
+        places = self.catalogue.get_indexer(self.movies)[learned["movie"][rows]]
         pairs = pd.DataFrame({"user": learned["user"][rows], "place": places, "stars": learned["stars"][rows]})
         pairs = pairs[places >= 0].drop_duplicates(["user", "place"], keep="last")
         (concerned, user), place = np.unique(pairs["user"], return_inverse=True), pairs["place"].to_numpy()
-        stars = (pairs["stars"].to_numpy() - self.expected[place]).astype(np.float32)
+        stars = (pairs["stars"].to_numpy() - learned["public"][place]).astype(np.float32)
         return concerned, Ratings(user, place, np.zeros_like(place), stars, np.ones_like(stars))
 
     def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
-        ids = {"userId": self.model.users, "movieId": self.movies}
+        ids = {"userId": self.users, "movieId": self.catalogue}
         return [index.get_indexer(pairs[name].cat.categories)[pairs[name].cat.codes] for name, index in ids.items()]
 
     def _features(self, user: Indices, movie: Indices) -> Floats:
-        learned = self.model.arrays
-        terms = [products(learned["tastes"], user, self.taste, movie), self.quality[movie]]
-        return np.column_stack([*terms, learned["activity"][user], learned["spread"][user], self.numbers[movie]])
+        learned = self.arrays
+        taste, of_user = products(learned["tastes"], user, learned["vectors"], movie), ("activity", "spread")
+        terms = [taste, learned["qualities"][movie], *(learned[name][user] for name in of_user)]
+        return np.column_stack([*terms, learned["numbers"][movie]])
 
     def _rate(self, features: Floats) -> Floats:
-        correction = self.model.trees.predict(features)
-        ratings: Floats = self.model.arrays["mean"] + features[:, 0] + features[:, 1] + correction
+        ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
         return np.clip(ratings, *RATINGS)
 
     def _reasons(self, user: Indices, movie: Indices) -> list[dict[str, float]]:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
-        reasons: list[dict[str, float]] = [{} for _ in user]
+        reasons, vectors = [dict[str, float]() for _ in user], self.arrays["vectors"]
         rows, (concerned, history) = pd.Series(user).groupby(user).indices, self._history(user)
-        for batch, places, there in batches(history.users, self.taste.shape[1]):
+        for batch, places, there in batches(history.users, vectors.shape[1]):
             rated, target = history.movies[places], history.stars[places][..., None]
-            shares = there[..., None] * solve(self.taste[rated], target, there[..., None], uncoupled(1))
-            pulls = (self.taste[rated] * shares)[..., 1:]
+            shares = there[..., None] * solve(vectors[rated], target, there[..., None], uncoupled(1))
+            pulls = (vectors[rated] * shares)[..., 1:]
             for one, own, pull, kept in zip(concerned[batch], rated, pulls, there):
                 for row in rows[one]:
-                    stars = pull[kept] @ self.taste[movie[row], 1:]
+                    stars = pull[kept] @ vectors[movie[row], 1:]
                     best = np.argsort(-np.abs(stars))[: FIXED.reasons]
-                    reasons[row] = dict(zip(self.movies[own[best]], stars[best].tolist()))
+                    reasons[row] = dict(zip(self.catalogue[own[best]], stars[best].tolist()))
         return reasons

@@ -31,6 +31,10 @@ class ModelDamagedError(ChallengeError):
     """A model's file is not what the training wrote."""
 
 
+class NotTrainedError(ChallengeError):
+    """There is no model yet, or none that is whole."""
+
+
 class TrainingBusyError(ChallengeError):
     """A training is at work.
 
@@ -209,7 +213,7 @@ class Store:
 
         Raises
         ------
-        ModelDamagedError
+        NotTrainedError
             If there is none.
         """
         for row in self._rows("SELECT model FROM candidates"):
@@ -217,7 +221,7 @@ class Store:
                 return self.load(row["model"])
             except ModelDamagedError as error:
                 logger.error("%s", error)
-        raise ModelDamagedError("no model can be used; POST ratings to /ratings/train")
+        raise NotTrainedError("there is no model that can be used: POST ratings to /ratings/train first")
 
     def path(self, number: int) -> Path:
         """Return the place of a model's file."""
@@ -231,9 +235,8 @@ class Store:
         ratings : DataFrame of shape (ratings, 3)
             ``userId``, ``rating`` and ``movieId``.
         """
-        rows = ratings[["userId", "rating", "movieId"]].itertuples(index=False)
-        with closing(self._connect()) as file, file:
-            file.executemany("INSERT INTO ratings (userId, rating, movieId) VALUES (?, ?, ?)", rows)
+        with closing(self._connect()) as file:
+            ratings.to_sql("ratings", file, if_exists="append", index=False)
 
     def added(self, after: int = 0, last: int = 2**63 - 1) -> pd.DataFrame:
         """Read ratings that were added.

@@ -4,7 +4,6 @@ Run as ``python -m challenge.teaching CATALOGUE RATINGS FOLDER``; `CHALLENGE_ENC
 The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to train when.
 """
 
-import json
 import logging
 import re
 import shutil
@@ -382,7 +381,7 @@ def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> Non
     with ratings.open("rb") as file:
         rated = read_pairs(file, rated=True)
     report = teach(read_catalogue(catalogue), rated, folder, read_plan(plan))
-    print(json.dumps(report, indent=2))
+    print(yaml.safe_dump(report))
 
 
 if __name__ == "__main__":

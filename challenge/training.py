@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from challenge.encoder import Encoder, Progress, choose, encode
 from challenge.fitting import fit_model
-from challenge.model import Predictor, RatingModel
-from challenge.settings import VERSION, ChallengeError, Settings
+from challenge.model import RatingModel
+from challenge.settings import VERSION, Settings
 from challenge.store import Store, replacing
 from challenge.tables import read_catalogue
 from challenge.taste import Floats
@@ -31,14 +31,10 @@ ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", mult
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
 # Number of the last switch of models, time of the catalogue, number of the last rating that was added.
-State = tuple[int, int, int]
+State = tuple[int | None, int, int]
 logger = logging.getLogger(__name__)
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
-
-
-class NotTrainedError(ChallengeError):
-    """There is no model yet."""
 
 
 def fingerprint(table: pd.DataFrame) -> str:
@@ -59,7 +55,7 @@ class Service:
         self.settings = settings
         self._trainer = ThreadPoolExecutor(1, "training")
         self._preparing = Lock()
-        self._serving: tuple[State, Predictor] | None = None
+        self._serving: tuple[State, RatingModel] | None = None
 
     @cached_property
     def store(self) -> Store:
@@ -123,9 +119,8 @@ class Service:
             from challenge.teaching import read_plan, teach
 
             enter("teaching")
-            plan, name = read_plan(self.settings.teach, encoder=name), str(
-                self.store.path(number).with_suffix(".encoder")
-            )
+            plan = read_plan(self.settings.teach, encoder=name)
+            name = str(self.store.path(number).with_suffix(".encoder"))
             lessons = teach(catalogue, ratings, Path(name), plan)
         enter("encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision)
@@ -150,7 +145,7 @@ class Service:
         Raises
         ------
         NotTrainedError
-            If there was no training yet.
+            If there is no model that can be used.
         """
         self.serving()
         self.store.add(ratings)
@@ -202,25 +197,25 @@ class Service:
         catalogue = read_catalogue(source)
         if self._serving:
             # Now, lest the next prediction waits for it.
-            self._encode(catalogue, Encoder(**self._serving[1].model.report["encoder"]))
+            self._encode(catalogue, Encoder(**self._serving[1].report["encoder"]))
         source.seek(0)
         with replacing(self.settings.catalogue.resolve()) as file:
             shutil.copyfileobj(source, file)
         return len(catalogue)
 
-    def serving(self) -> Predictor:
+    def serving(self) -> RatingModel:
         """Prepare to predict.
 
         Returns
         -------
-        Predictor
+        RatingModel
             Of the active model, or if it is damaged of the one that served before, and of the catalogue as it now is;
             it knows the ratings that were added.
 
         Raises
         ------
         NotTrainedError
-            If there was no training yet.
+            If there is no model that can be used.
         """
         serving = self._serving
         if serving is None or serving[0] != self._state():
@@ -230,24 +225,22 @@ class Service:
 
     def _state(self) -> State:
         path, (switch, last_rating) = self.settings.catalogue, self.store.state()
-        if switch is None:
-            raise NotTrainedError("there is no model yet: POST ratings to /ratings/train first")
         return switch, path.stat().st_mtime_ns if path.exists() else 0, last_rating
 
-    def _prepare(self) -> tuple[State, Predictor]:
+    def _prepare(self) -> tuple[State, RatingModel]:
         state, serving = self._state(), self._serving
         if serving is None or serving[0][:2] != state[:2]:
-            model = self.store.load_active()
-            # The encoder that the model was trained with: the settings may have changed since.
-            catalogue, encoder = read_catalogue(self.settings.catalogue), Encoder(**model.report["encoder"])
-            serving = (*state[:2], 0), model.describe(catalogue, self._encode(catalogue, encoder)[0])
+            model, catalogue = self.store.load_active(), read_catalogue(self.settings.catalogue)
+            if fingerprint(catalogue) != model.report["fingerprints"]["catalogue"]:
+                # The encoder that the model was trained with: the settings may have changed since.
+                encoder = Encoder(**model.report["encoder"])
+                model = model.describe(catalogue, self._encode(catalogue, encoder)[0])
+            serving = (*state[:2], 0), model
             ACTIVE.set(model.report["model"])
         added = self.store.added(serving[0][2], state[2])
         return state, serving[1].update(added) if len(added) else serving[1]
 
-    def _encode(
-        self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = lambda **_: None
-    ) -> tuple[Floats, int]:
+    def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Floats, int]:
         """Return the overviews' embeddings, and how many of them were not in the cache."""
         texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
         vectors, encoded = encode(texts, encoder, cache, self.settings.cached_texts, progress)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from challenge.fitting import boost, fit_model
-from challenge.model import Predictor, RatingModel
+from challenge.model import RatingModel
 from challenge.settings import FIXED
 from challenge.tables import TableError
 from challenge.tests.synthetic import make
@@ -27,17 +27,11 @@ def model() -> RatingModel:
     return model
 
 
-@pytest.fixture(scope="module")
-def predictor(model: RatingModel) -> Predictor:
-    """Return the model on its catalogue."""
-    return model.describe(CATALOGUE, EMBEDDINGS)
-
-
 def test_beats_the_user_mean(model: RatingModel) -> None:
     """Held-out movies are predicted better than by the user's mean, in the report and in truth."""
     truth = DATA.truth["rating"].to_numpy()
     means = PAIRS["userId"].astype(str).map(RATINGS.groupby("userId", observed=True)["rating"].mean()).to_numpy(float)
-    error = np.mean((model.describe(CATALOGUE, EMBEDDINGS).predict(PAIRS) - truth) ** 2)
+    error = np.mean((model.predict(PAIRS) - truth) ** 2)
     assert DATA.noise_floor < error < 0.95 * np.mean((means - truth) ** 2)
     errors = model.report["cross-validated mse"]
     assert errors["model"] < errors["user mean"] < errors["global mean"]
@@ -46,25 +40,25 @@ def test_beats_the_user_mean(model: RatingModel) -> None:
 def test_arrays_hold_all(model: RatingModel) -> None:
     """A model made anew from its arrays predicts the same to the last bit."""
     again = RatingModel(model.arrays, model.report)
-    first = model.describe(CATALOGUE, EMBEDDINGS).predict(PAIRS)
-    np.testing.assert_array_equal(again.describe(CATALOGUE, EMBEDDINGS).predict(PAIRS), first)
+    first = model.predict(PAIRS)
+    np.testing.assert_array_equal(again.predict(PAIRS), first)
 
 
-def test_strangers(predictor: Predictor) -> None:
+def test_strangers(model: RatingModel) -> None:
     """An unknown movie counts as an average one, an unknown user gets what the public thinks of the movie."""
     pairs = pd.DataFrame({"userId": ["x", "x", "1", "1"], "movieId": ["y", "z", "y", "z"]}, dtype="category")
-    ratings = predictor.predict(pairs)
-    assert ratings[0] == ratings[1] == pytest.approx(float(predictor.model.arrays["mean"]), abs=0.2)
+    ratings = model.predict(pairs)
+    assert ratings[0] == ratings[1] == pytest.approx(float(model.arrays["mean"]), abs=0.2)
     assert ratings[2] == ratings[3] != ratings[0]
     movies = PAIRS["movieId"].astype(str).unique()[:20]
-    public = predictor.predict(pd.DataFrame({"userId": "x", "movieId": movies}, dtype="category"))
+    public = model.predict(pd.DataFrame({"userId": "x", "movieId": movies}, dtype="category"))
     assert len(set(public)) > 15
 
 
-def test_explanations_add_up(predictor: Predictor) -> None:
+def test_explanations_add_up(model: RatingModel) -> None:
     """The reasons' stars add up to the rating, and the reasons named are the user's own ratings."""
-    told = predictor.explain(PAIRS)
-    np.testing.assert_array_equal(told["rating"], predictor.predict(PAIRS))
+    told = model.explain(PAIRS)
+    np.testing.assert_array_equal(told["rating"], model.predict(PAIRS))
     for rating, why in zip(told["rating"], told["why"]):
         assert sum(stars for name, stars in why.items() if name != "because") == pytest.approx(rating, abs=1e-6)
     rated = RATINGS.astype(str).groupby("userId")["movieId"].agg(set)
@@ -72,65 +66,65 @@ def test_explanations_add_up(predictor: Predictor) -> None:
         assert len(why["because"]) == 3 and set(why["because"]) <= rated[user]
 
 
-def test_reasons_add_up_to_the_taste(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a user's ratings together make his taste, his level aside."""
     monkeypatch.setattr(FIXED, "reasons", 1000)
-    why = predictor.explain(PAIRS.iloc[:5])["why"]
-    user, movie = predictor._locate(PAIRS.iloc[:5])
+    why = model.explain(PAIRS.iloc[:5])["why"]
+    user, movie = model._locate(PAIRS.iloc[:5])
     for one, place, reasons in zip(user, movie, why):
-        taste = predictor.model.arrays["tastes"][one, 1:] @ predictor.taste[place, 1:]
+        taste = model.arrays["tastes"][one, 1:] @ model.arrays["vectors"][place, 1:]
         assert sum(reasons["because"].values()) == pytest.approx(taste, abs=0.02)
 
 
-def test_reasons_are_the_users_own(predictor: Predictor) -> None:
+def test_reasons_are_the_users_own(model: RatingModel) -> None:
     """A user of one rating has one reason, and one of none has none."""
     rated, asked = CATALOGUE.index[0], CATALOGUE.index[1]
     one = pd.DataFrame({"userId": ["new"], "rating": [5.0], "movieId": [rated]})
     pairs = pd.DataFrame({"userId": ["new", "none"], "movieId": [asked, asked]}, dtype="category")
-    why = predictor.update(one).explain(pairs)["why"]
+    why = model.update(one).explain(pairs)["why"]
     assert [list(reasons["because"]) for reasons in why] == [[rated], []]
 
 
-def test_intervals(predictor: Predictor) -> None:
+def test_intervals(model: RatingModel) -> None:
     """So many of the true ratings lie inside as were asked for; surer is wider, and widths differ."""
     truth = DATA.truth["rating"]
     widths = []
     for level in (0.5, 0.9):
-        told = predictor.explain(PAIRS, level)
+        told = model.explain(PAIRS, level)
         assert truth.between(told["low"], told["high"]).mean() == pytest.approx(level, abs=0.07)
         assert (told["low"] <= told["rating"]).all() and (told["rating"] <= told["high"]).all()
         widths.append(told["high"] - told["low"])
     assert (widths[0] <= widths[1]).all()
     assert widths[0].std() > 0.01
-    assert predictor.model.report["interval"]["coverage"] == pytest.approx(0.9, abs=0.05)
+    assert model.report["interval"]["coverage"] == pytest.approx(0.9, abs=0.05)
 
 
-def test_update_of_what_is_known(predictor: Predictor) -> None:
+def test_update_of_what_is_known(model: RatingModel) -> None:
     """The user's old ratings once more change nothing."""
-    again = predictor.update(RATINGS[RATINGS["userId"] == "1"])
-    np.testing.assert_allclose(again.predict(PAIRS), predictor.predict(PAIRS), atol=0.02)
+    again = model.update(RATINGS[RATINGS["userId"] == "1"])
+    np.testing.assert_allclose(again.predict(PAIRS), model.predict(PAIRS), atol=0.02)
 
 
-def test_update(predictor: Predictor) -> None:
+def test_update(model: RatingModel) -> None:
     """A new user with a known one's ratings has his taste; a known user's new ratings count; the old model stays."""
     pairs = PAIRS[PAIRS["userId"] == "1"]
     twin = pairs.assign(userId="twin").astype("category")
-    before, public = predictor.predict(pairs), predictor.predict(twin)
+    before, public = model.predict(pairs), model.predict(twin)
     own = RATINGS[RATINGS["userId"] == "1"]
-    updated = predictor.update(own.assign(userId="twin"))
+    updated = model.update(own.assign(userId="twin"))
     np.testing.assert_allclose(updated.predict(twin), before, atol=0.15)
     assert np.abs(public - before).max() > 0.15
     np.testing.assert_array_equal(updated.predict(pairs), before)
-    fond = predictor.update(own.assign(rating=5.0))
+    fond = model.update(own.assign(rating=5.0))
     assert fond.predict(pairs).mean() > before.mean() + 0.3
-    np.testing.assert_array_equal(predictor.predict(pairs), before)
+    np.testing.assert_array_equal(model.predict(pairs), before)
 
 
-def test_update_by_unknown_movies(predictor: Predictor) -> None:
+def test_update_by_unknown_movies(model: RatingModel) -> None:
     """Ratings of movies that the catalogue lacks change no prediction."""
     ratings = pd.DataFrame({"userId": ["1", "new"], "rating": [5.0, 1.0], "movieId": ["none", "none"]})
-    updated = predictor.update(ratings)
-    np.testing.assert_allclose(updated.predict(PAIRS), predictor.predict(PAIRS), atol=0.01)
+    updated = model.update(ratings)
+    np.testing.assert_allclose(updated.predict(PAIRS), model.predict(PAIRS), atol=0.01)
 
 
 def test_too_few_movies() -> None:
@@ -162,7 +156,7 @@ def test_catalogue_without_columns() -> None:
 def test_odd_ratings(ratings: pd.DataFrame) -> None:
     """Ratings that tell little, or all, make a model that predicts on the scale, surely and unsurely."""
     model = fit_model(ratings, CATALOGUE, EMBEDDINGS, 0, print)
-    told = model.describe(CATALOGUE, EMBEDDINGS).explain(PAIRS)
+    told = model.explain(PAIRS)
     assert 1 <= told["low"].min() <= told["rating"].min() and told["rating"].max() <= told["high"].max() <= 5
     assert not told.isna().any(axis=None)
 

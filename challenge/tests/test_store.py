@@ -9,7 +9,7 @@ import pytest
 
 from challenge.fitting import boost
 from challenge.model import NotFoundError, RatingModel
-from challenge.store import REGISTRY, ModelDamagedError, Store, TrainingBusyError, replacing
+from challenge.store import REGISTRY, ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replacing
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
 ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
@@ -102,7 +102,7 @@ def test_damaged_model(store: Store, damage: str) -> None:
         store.load(second)
     assert store.load_active().report == MODEL.report
     store.path(first).unlink()
-    with pytest.raises(ModelDamagedError, match="no model"):
+    with pytest.raises(NotTrainedError, match="no model"):
         store.load_active()
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from challenge.model import NotFoundError
 from challenge.settings import Settings
-from challenge.store import TrainingBusyError
+from challenge.store import NotTrainedError, TrainingBusyError
 from challenge.tables import TableError, read_pairs
 from challenge.tests.conftest import DEMO, ENCODER
-from challenge.training import NotTrainedError, Service
+from challenge.training import Service
 
 Damage = Callable[[int], None]
 
@@ -76,10 +76,10 @@ def test_fingerprints(service: Service) -> None:
 def test_switch_reaches_other_workers(service: Service) -> None:
     """A model that one worker makes active serves in the other one too, and back."""
     worker = other(service)
-    assert worker.serving().model.report["model"] == 2
+    assert worker.serving().report["model"] == 2
     for number in (1, 2):
         assert service.activate(number)["model"] == number
-        assert worker.serving().model.report["model"] == service.serving().model.report["model"] == number
+        assert worker.serving().report["model"] == service.serving().report["model"] == number
     with pytest.raises(NotFoundError, match="model 77"):
         service.activate(77)
 
@@ -90,7 +90,7 @@ def test_damaged_model_is_left_out(service: Service, caplog: pytest.LogCaptureFi
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     try:
-        assert other(service).serving().model.report["model"] == 1
+        assert other(service).serving().report["model"] == 1
         assert path.name in caplog.text
     finally:
         path.write_bytes(content)
@@ -140,15 +140,15 @@ def test_recommendations(service: Service, ratings: pd.DataFrame) -> None:
     predictor = service.serving()
     user = ratings["userId"].iloc[0]
     known = ratings.head(4_000)
-    rated = set(known["movieId"][known["userId"] == user]) & set(predictor.movies)
+    rated = set(known["movieId"][known["userId"] == user]) & set(predictor.catalogue)
     best = predictor.recommend(user, 7, 0.5)
     assert len(best) == 7 and best["rating"].is_monotonic_decreasing
     assert not rated & set(best["movieId"])
-    everything = pd.DataFrame({"userId": user, "movieId": predictor.movies}).astype("category")
-    told = predictor.explain(everything, 0.5).assign(movieId=predictor.movies).set_index("movieId")
+    everything = pd.DataFrame({"userId": user, "movieId": predictor.catalogue}).astype("category")
+    told = predictor.explain(everything, 0.5).assign(movieId=predictor.catalogue).set_index("movieId")
     assert told.loc[best["movieId"]].reset_index().to_dict("records") == best.to_dict("records")
     assert told["rating"].drop(list(rated)).max() == best["rating"].iloc[0]
-    assert len(predictor.recommend("a stranger", 10_000, 0.9)) == len(predictor.movies)
+    assert len(predictor.recommend("a stranger", 10_000, 0.9)) == len(predictor.catalogue)
 
 
 @pytest.mark.parametrize("table", [b"", b"title\nA\n", b"movieId,title\n1,A\n,B\n"])
