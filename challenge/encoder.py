@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,8 @@ BUDGET = {"cpu": 2_048, "cuda": 65_536}
 # SQLite's primary result codes for a file that is none of its own any more.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-Vectors = dict[str, NDArray[np.float32]]
+Floats = NDArray[np.float32]
+Vectors = dict[str, Floats]
 Progress = Callable[..., Any]
 logger = logging.getLogger(__name__)
 
@@ -85,20 +86,18 @@ def choose(name: str, max_tokens: int, precision: str) -> Encoder:
     return Encoder(name, max_tokens, precision, digest.hexdigest())
 
 
-def encode(
-    texts: Sequence[str], encoder: Encoder, cache: Path, limit: int, progress: Progress
-) -> tuple[NDArray[np.float32], int]:
+def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Floats, int]:
     """Encode texts by DistilBERT: the mean of the last hidden states of a text's tokens.
 
     Parameters
     ----------
-    texts : sequence of str
+    texts : list of str
         Empty ones are allowed.
     encoder : Encoder
         Of `choose`.
     cache : Path
         SQLite file of the vectors known already; made when missing, set aside when damaged.
-    limit : int
+    most : int
         Most vectors that it keeps; those that came first leave first.
     progress : callable
         Told at first and after each batch how many texts have a vector, ``done``, of how many, ``total``.
@@ -123,14 +122,14 @@ def encode(
     cache.parent.mkdir(parents=True, exist_ok=True)
     wanted = {text: hashlib.sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in texts if text}
     try:
-        vectors, encoded = recall(wanted, encoder, cache, limit, progress)
+        vectors, encoded = recall(wanted, encoder, cache, most, progress)
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 255 not in DAMAGED:
             raise
         logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
         for path in cache.parent.glob(f"{cache.name}*"):
             path.replace(path.with_name(f"damaged-{path.name}"))
-        return encode(texts, encoder, cache, limit, progress)
+        return encode(texts, encoder, cache, most, progress)
     unknown = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
     return np.stack([vectors.get(text, unknown) for text in texts]), encoded
 
@@ -214,9 +213,7 @@ def pool(states: Any, mask: Any) -> Any:
     return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
-def recall(
-    keys: dict[str, bytes], encoder: Encoder, cache: Path, limit: int, progress: Progress
-) -> tuple[Vectors, int]:
+def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Vectors, int]:
     """Return texts with their vectors, and how many were encoded; these are kept batch by batch."""
     with closing(sqlite3.connect(cache, timeout=60)) as store:
         store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
@@ -231,7 +228,7 @@ def recall(
                 added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
                 with store:
                     store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
-                    store.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [limit])
+                    store.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [most])
                 vectors |= batch
                 bar.update(len(batch))
                 progress(done=len(vectors), total=len(keys))

@@ -145,8 +145,9 @@ class Store:
         return self._rows("SELECT * FROM models ORDER BY id")
 
     def activate(self, number: int) -> None:
-        """Make a model the active one; raise `NotFoundError` if there is none of that number."""
-        self._row("model", number, "INSERT INTO switches (model) SELECT id FROM models WHERE id = ? RETURNING id")
+        """Make a model the active one, if `load` can read it."""
+        self.load(number)
+        self._rows("INSERT INTO switches (model) VALUES (?)", number)
 
     def save(self, model: RatingModel, number: int, keep: int) -> None:
         """Write the model of a training, which serves from then on, and remove old ones.

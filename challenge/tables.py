@@ -10,6 +10,8 @@ from challenge.settings import ChallengeError
 
 NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating"}
 RATINGS = (1.0, 5.0)
+# Nothing but an empty cell is a gap: "NA" may be an id.
+CELLS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
 
 
 class TableError(ChallengeError):
@@ -43,15 +45,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...], **options: Any)
         If the file is no CSV, is empty, or lacks a column.
     """
     try:
-        table: pd.DataFrame = pd.read_csv(
-            source,
-            keep_default_na=False,
-            na_values=[""],
-            skip_blank_lines=False,
-            skipinitialspace=True,
-            index_col=False,
-            **options,
-        )
+        table: pd.DataFrame = pd.read_csv(source, skip_blank_lines=False, index_col=False, **CELLS, **options)
     except ValueError as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
     table.columns = [NAMES.get(str(name).strip().lower(), str(name).strip()) for name in table.columns]

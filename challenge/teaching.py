@@ -127,15 +127,13 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         What is learned.
     outputs : list of int
         Numbers that each task's head gives for a text, or for each token.
-    hide : callable, optional
+    hide : callable
         Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
     masked : float
         Weight of guessing them.
     """
 
-    def __init__(
-        self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any = None, masked: float = 0
-    ) -> None:
+    def __init__(self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any, masked: float) -> None:
         super().__init__()
         self.encoder, self.tasks, self.hide, self.masked = encoder, tasks, hide, masked
         size = encoder.config.hidden_size

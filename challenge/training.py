@@ -19,13 +19,12 @@ import pandas as pd
 from prometheus_client import Counter, Gauge, Summary
 from threadpoolctl import threadpool_limits
 
-from challenge.encoder import Encoder, Progress, choose, encode
+from challenge.encoder import Encoder, Floats, Progress, choose, encode
 from challenge.fitting import fit_model
 from challenge.model import RatingModel
 from challenge.settings import VERSION, Settings
 from challenge.store import Store, replacing
 from challenge.tables import read_catalogue
-from challenge.taste import Floats
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
@@ -171,10 +170,8 @@ class Service:
         ModelDamagedError
             If its file is not there or is not what was saved.
         """
-        report = self.store.load(number).report
         self.store.activate(number)
-        self.serving()
-        return report
+        return self.serving().report
 
     def replace_catalogue(self, source: IO[bytes]) -> int:
         """Put other movies in the place of the catalogue, once they are all checked and their overviews encoded.

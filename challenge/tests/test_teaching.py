@@ -82,7 +82,7 @@ def gradients(tiny: Path, batch: dict[str, Any], tasks: list[Task]) -> dict[str,
     """Give the gradient of every parameter that has one, after one batch and always the same weights."""
     torch.manual_seed(0)
     outputs = [batch["labels"][task.name].shape[2] for task in TASKS]
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs).train()
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs, None, 0).train()
     model.tasks = tasks
     torch.manual_seed(1)
     model(**batch)["loss"].backward()
@@ -126,7 +126,7 @@ def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
     padded["labels"] = batch["labels"] | {"entities": entities}
     outputs = [batch["labels"][task.name].shape[2] for task in TASKS]
     torch.manual_seed(0)
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs).eval()
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs, None, 0).eval()
     with torch.inference_mode():
         plain, wide = model(**batch), model(**padded)
     torch.testing.assert_close(plain["loss"], wide["loss"])
@@ -191,7 +191,7 @@ def test_unknown_setting(tmp_path: Path) -> None:
 )
 def test_unfreezing(tiny: Path, epoch: float, expected: set[str]) -> None:
     """Each epoch trains what the last pattern that counts finds, and nothing else."""
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3])
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3], None, 0)
     state = type("State", (), {"epoch": epoch})()
     Unfreezing({0: "^heads", 1: r"^heads|layer\.1\.", 3: "."}).on_epoch_begin(None, state, None, model)
     trained = {name for name, part in model.named_parameters() if part.requires_grad}
@@ -201,7 +201,7 @@ def test_unfreezing(tiny: Path, epoch: float, expected: set[str]) -> None:
 def test_rates_fall_with_depth(tiny: Path) -> None:
     """The heads learn at the full rate, each layer below at a share of that above, the embeddings slowest."""
     plan = plan_of(tiny, layer_decay=0.5)
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3])
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3], None, 0)
     arguments = type("Arguments", (), {"learning_rate": 0.8, "weight_decay": 0.1})()
     groups = teaching.optimizer(model, plan, arguments).param_groups
     rates = {name: group["lr"] for (name, _), group in zip(model.named_parameters(), groups)}
