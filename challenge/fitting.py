@@ -90,8 +90,8 @@ def fit_model(
     if len(movies) < 2 * FIXED.folds:
         raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
     features = MovieFeatures(seed)
-    vectors, sources = features.fit_transform(catalogue, embeddings)
-    vectors = vectors[catalogue.index.get_indexer(movies)]
+    described, sources = features.fit_transform(catalogue, embeddings)
+    vectors = described[catalogue.index.get_indexer(movies)]
     enter("taste")
     stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
     np.random.default_rng(seed).shuffle(movie_fold)
@@ -141,4 +141,4 @@ def fit_model(
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
     model = RatingModel(features.arrays_ | history | people | public_taste | final, report)
-    return model.describe(catalogue, embeddings)
+    return model.describe(catalogue.index, described, sources)

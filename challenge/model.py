@@ -41,6 +41,8 @@ class RatingModel:
 
     Attributes
     ----------
+    features : MovieFeatures
+        Fitted.
     users, movies, catalogue : Index
         Ids of the users and of the movies that ratings were learned from, and of the catalogue's movies.
     """
@@ -54,15 +56,17 @@ class RatingModel:
         self.catalogue = pd.Index(arrays.get("catalogue", []))
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
-    def describe(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> "RatingModel":
+    def describe(self, catalogue: "pd.Index[str]", vectors: Floats, sources: NDArray[np.str_]) -> "RatingModel":
         """Return a model that knows the movies of a catalogue, and no others.
 
         Parameters
         ----------
-        catalogue : DataFrame of shape (movies, columns)
-            Cells as text, by movie id.
-        embeddings : ndarray of shape (movies, dimensions)
-            Of the overviews; NaN where there is none.
+        catalogue : Index of shape (movies,)
+            Movie ids.
+        vectors : ndarray of shape (movies, dimensions)
+            Of these movies, by `features`.
+        sources : ndarray of shape (dimensions,)
+            As of `MovieFeatures.transform`.
 
         Returns
         -------
@@ -73,18 +77,17 @@ class RatingModel:
             multiplied with, the first dimension being the same for all movies; and the overview's part in both.
         """
         new, learned = copy(self), self.arrays
-        vectors, sources = self.features.transform(catalogue, embeddings)
         vectors = np.pad(vectors, ((0, 1), (0, 0)))
         overview = np.where(sources == OVERVIEW, vectors, 0)
         quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
-        public, places = learned["mean"] + quality, catalogue.index.get_indexer(self.movies)
+        public, places = learned["mean"] + quality, catalogue.get_indexer(self.movies)
         public[places[places >= 0]] = learned["expected"][places >= 0]
         described = {"numbers": vectors[:, is_number(sources)], "public": public, "qualities": quality}
         described["vectors"] = with_level(quality, vectors) @ learned["projection"]
         described["overview_qualities"] = overview_quality
         described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        described["catalogue"] = np.array(list(catalogue.index))
-        new.catalogue, new.arrays = catalogue.index, learned | described
+        described["catalogue"] = np.array(list(catalogue))
+        new.catalogue, new.arrays = catalogue, learned | described
         return new
 
     def predict(self, pairs: pd.DataFrame) -> Floats:

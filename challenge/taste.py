@@ -266,9 +266,9 @@ class Taste:
         Variance of a rating that no taste explains, in squared stars.
     strengths_ : dict of str to float
         By source, the deviation in stars between movies that a user's taste for it is expected to make.
-    projection_ : ndarray of shape (1 + dimensions, at most 384)
+    projection_ : ndarray of shape (1 + dimensions, at most 256)
         The main axes of the scaled movie vectors, such that the prior of weights on them is the unit normal.
-    weights_ : ndarray of shape (users, at most 384)
+    weights_ : ndarray of shape (users, at most 256)
         Each user's posterior mean.
     held_out_ : ndarray of shape (ratings,)
         Prediction of each rating from its user's ratings of other folds.

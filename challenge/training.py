@@ -231,7 +231,8 @@ class Service:
             if fingerprint(catalogue) != model.report["fingerprints"]["catalogue"]:
                 # The encoder that the model was trained with: the settings may have changed since.
                 encoder = Encoder(**model.report["encoder"])
-                model = model.describe(catalogue, self._encode(catalogue, encoder)[0])
+                embeddings, _ = self._encode(catalogue, encoder)
+                model = model.describe(catalogue.index, *model.features.transform(catalogue, embeddings))
             serving = (*state[:2], 0), model
             ACTIVE.set(model.report["model"])
         added = self.store.added(serving[0][2], state[2])

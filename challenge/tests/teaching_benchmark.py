@@ -150,7 +150,7 @@ def held_out_error(catalogue: pd.DataFrame, ratings: pd.DataFrame, hidden: Any, 
     embeddings = vectors(catalogue, encoder)
     with threadpool_limits(limits=1, user_api="blas"):
         model = fit_model(ratings[~hidden].reset_index(drop=True), catalogue, embeddings, 0, str)
-    predicted = model.describe(catalogue, embeddings).predict(ratings[hidden])
+    predicted = model.predict(ratings[hidden])
     return float(np.mean(np.square(predicted - ratings.loc[hidden, "rating"])))
 
 
