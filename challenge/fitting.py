@@ -107,7 +107,7 @@ def fit_model(
         quality = public.fit(vectors, sources, opinions).held_out_
         expected = (mean + trust * deviations + (1 - trust) * quality).astype(np.float32)
         personal = personal._replace(stars=stars - expected[movie])
-        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
+        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources.tolist()], personal, rounds).held_out_
     enter("trees")
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
