@@ -16,7 +16,6 @@ from tqdm import tqdm
 from challenge.settings import ChallengeError
 
 FILES = ("*.json", "*.txt", "*.safetensors")
-HUB_SECONDS = 5.0
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Tokens of a batch, padding included.
 BUDGET = {"cpu": 2_048, "cuda": 65_536}
@@ -156,7 +155,7 @@ def fetch(name: str) -> Path:
         if any(folder.glob("*.safetensors")):
             return folder
     # The download itself waits for a silent hub for minutes; ask first whether it answers.
-    HfApi().model_info(name, timeout=HUB_SECONDS)
+    HfApi().model_info(name, timeout=5.0)
     return Path(snapshot_download(name, allow_patterns=[*FILES]))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from challenge.features import MovieFeatures, is_number
 from challenge.model import RatingModel
@@ -107,15 +106,14 @@ def fit_model(
         quality = public.fit(vectors, sources, opinions).held_out_
         expected = (mean + trust * deviations + (1 - trust) * quality).astype(np.float32)
         personal = personal._replace(stars=stars - expected[movie])
-        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources.tolist()], personal, rounds).held_out_
+        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
     enter("trees")
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
     spreads, spread = shrunk_means(personal._replace(stars=squares - squares.mean()))
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
     folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
-    terms: list[NDArray[Any]] = [column[some] for column in (taste, quality[movie], activity[user], spread)]
-    rows = np.column_stack([*terms, numbers])
+    rows = np.column_stack([taste[some], quality[movie[some]], activity[user[some]], spread[some], numbers])
     trees, correction = boost(rows, (stars - plain)[some], folds, seed)
     error = stars[some] - np.clip(plain[some] + correction, *RATINGS)
     reach_trees, reach = boost(rows, np.abs(error), folds, seed)

@@ -20,8 +20,6 @@ from challenge.model import NotFoundError, RatingModel
 from challenge.settings import PACKAGE, ChallengeError
 
 REGISTRY = "registry.sqlite"
-# Another worker may hold the lock for a moment, to see whether a training is at work.
-PATIENCE = 0.5
 logger = logging.getLogger(__name__)
 sqlite3.register_adapter(dict, json.dumps)
 sqlite3.register_converter("JSON", json.loads)
@@ -103,7 +101,8 @@ class Store:
             If a training is at work.
         """
         try:
-            alone = FileLock(self.folder / "training.lock", PATIENCE, thread_local=False).acquire()
+            # Another worker may hold it for a moment, to see whether a training is at work.
+            alone = FileLock(self.folder / "training.lock", timeout=0.5, thread_local=False).acquire()
         except Timeout as error:
             raise TrainingBusyError(self._rows("SELECT max(id) AS last FROM trainings")[0]["last"]) from error
         # What a dead worker was at will not be finished.
