@@ -64,7 +64,7 @@ class MovieFeatures:
     Attributes
     ----------
     arrays_ : dict of str to ndarray
-        By kind and name of a source, its centre above its projection.
+        By kind and name of a source, its centre above its projection; in the order of the vectors' dimensions.
     """
 
     def __init__(self, seed: int = 0) -> None:
