@@ -127,8 +127,7 @@ class Service:
         # Several threads only wait for each other at so many small systems of equations.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
-        sources = {"ratings": ratings, "catalogue": catalogue}
-        fingerprints = {name: fingerprint(table) for name, table in sources.items()} | {"package": VERSION}
+        fingerprints = {"ratings": fingerprint(ratings), "catalogue": fingerprint(catalogue), "package": VERSION}
         model.report |= {"encoder": encoder._asdict(), "overviews encoded": encoded, "fingerprints": fingerprints}
         model.report |= {"teaching": lessons} if lessons else {}
         return model
