@@ -22,8 +22,8 @@ BUDGET = {"cpu": 2_048, "cuda": 65_536}
 # SQLite's primary result codes for a file that is none of its own any more.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-Floats = NDArray[np.float32]
-Vectors = dict[str, Floats]
+Embeddings = NDArray[np.float32]
+Vectors = dict[str, Embeddings]
 Progress = Callable[..., Any]
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def choose(name: str, max_tokens: int, precision: str) -> Encoder:
     return Encoder(name, max_tokens, precision, digest.hexdigest())
 
 
-def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Floats, int]:
+def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Embeddings, int]:
     """Encode texts by DistilBERT: the mean of the last hidden states of a text's tokens.
 
     Parameters

@@ -76,7 +76,7 @@ def fit_model(
     Returns
     -------
     RatingModel
-        Fitted.
+        Fitted; it knows the movies of the catalogue.
 
     Raises
     ------

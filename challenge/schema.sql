@@ -49,6 +49,9 @@ SELECT id, ended AS created, sha256, report FROM trainings WHERE sha256 IS NOT N
 CREATE VIEW IF NOT EXISTS candidates AS
 SELECT model FROM switches JOIN models ON models.id = model GROUP BY model ORDER BY max(switches.id) DESC;
 
+CREATE VIEW IF NOT EXISTS active AS
+SELECT model FROM candidates LIMIT 1;
+
 CREATE VIEW IF NOT EXISTS jobs AS
 SELECT
     id,

@@ -1,4 +1,4 @@
-"""Every setting, with its default."""
+"""Every setting, with its default, and what all modules share."""
 
 from pathlib import Path
 from types import SimpleNamespace

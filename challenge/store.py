@@ -137,7 +137,7 @@ class Store:
 
     def active(self) -> int | None:
         """Return the number of the active model, if there is one."""
-        return next((row["model"] for row in self._rows("SELECT * FROM candidates")), None)
+        return next((row["model"] for row in self._rows("SELECT model FROM active")), None)
 
     def models(self) -> list[dict[str, Any]]:
         """Return what is known of each model, the oldest first."""
@@ -146,7 +146,8 @@ class Store:
     def activate(self, number: int) -> None:
         """Make a model the active one, if `load` can read it."""
         self.load(number)
-        self._rows("INSERT INTO switches (model) VALUES (?)", number)
+        # It may have been removed since.
+        self._row("model", number, "INSERT INTO switches (model) SELECT id FROM models WHERE id = ? RETURNING id")
 
     def save(self, model: RatingModel, number: int, keep: int) -> None:
         """Write the model of a training, which serves from then on, and remove old ones.
@@ -166,7 +167,7 @@ class Store:
         with saved.open("rb") as written:
             self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
         stay = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
-        self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay}) AND id IS NOT ?", keep, self.active())
+        self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay}) AND id NOT IN active", keep)
         # Also what trainings left behind that were killed.
         kept = {f"model-{row['id']}" for row in self.models()}
         for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:

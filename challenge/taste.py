@@ -266,9 +266,9 @@ class Taste:
         Variance of a rating that no taste explains, in squared stars.
     strengths_ : dict of str to float
         By source, the deviation in stars between movies that a user's taste for it is expected to make.
-    projection_ : ndarray of shape (1 + dimensions, at most 256)
+    projection_ : ndarray of shape (1 + dimensions, axes)
         The main axes of the scaled movie vectors, such that the prior of weights on them is the unit normal.
-    weights_ : ndarray of shape (users, at most 256)
+    weights_ : ndarray of shape (users, axes)
         Each user's posterior mean.
     held_out_ : ndarray of shape (ratings,)
         Prediction of each rating from its user's ratings of other folds.
@@ -334,5 +334,4 @@ class Taste:
                 error += np.square(target - rows @ (self.scales_[:, None] * weights)).sum()
             self.noise_ = float(error / max(count - known.sum(), 1))
             growth = np.bincount(sources, size) / np.bincount(sources, known) / self.noise_
-            # Outside of these bounds numbers get so small that a processor is slow, or so large that it is not exact.
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, TINY, LARGEST).astype(np.float32)

@@ -19,7 +19,7 @@ import pandas as pd
 from prometheus_client import Counter, Gauge, Summary
 from threadpoolctl import threadpool_limits
 
-from challenge.encoder import Encoder, Floats, Progress, choose, encode
+from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
 from challenge.fitting import fit_model
 from challenge.model import RatingModel
 from challenge.settings import VERSION, Settings
@@ -205,8 +205,8 @@ class Service:
         Returns
         -------
         RatingModel
-            Of the active model, or if it is damaged of the one that served before, and of the catalogue as it now is;
-            it knows the ratings that were added.
+            The active one, or if it is damaged the one that served before; it knows the catalogue as it now is, and the
+            ratings that were added.
 
         Raises
         ------
@@ -235,13 +235,13 @@ class Service:
                 model = model.describe(catalogue.index, *model.features.transform(catalogue, embeddings))
             serving = (*state[:2], 0), model
             ACTIVE.set(model.report["model"])
-        added = self.store.added(serving[0][2], state[2])
-        return state, serving[1].update(added) if len(added) else serving[1]
+        (*_, known), model = serving
+        return state, model if known == state[2] else model.update(self.store.added(known, state[2]))
 
-    def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Floats, int]:
-        """Return the overviews' embeddings, and how many of them were not in the cache."""
+    def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Embeddings, int]:
+        """Return the overviews' embeddings, and how many were not in the cache; nobody is told by default."""
         texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
         vectors, encoded = encode(texts, encoder, cache, self.settings.cached_texts, progress)
-        OVERVIEWS.labels("cached").inc(len(texts) - encoded)
+        OVERVIEWS.labels("cached").inc(len({*texts} - {""}) - encoded)
         OVERVIEWS.labels("encoded").inc(encoded)
         return vectors, encoded

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from challenge.settings import Settings
+from challenge.settings import PACKAGE, ChallengeError, Settings
 
 
 def test_defaults_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +51,9 @@ def test_invalid_number_of_tokens(monkeypatch: pytest.MonkeyPatch, value: str) -
     monkeypatch.setenv("CHALLENGE_MAX_TOKENS", value)
     with pytest.raises(ValidationError, match="(?i)max_tokens"):
         Settings()
+
+
+def test_every_error_has_its_kind() -> None:
+    """The API's description says of each error what kind of problem it is."""
+    described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text("utf-8"))
+    assert {error.__name__ for error in ChallengeError.__subclasses__()} <= set(described["problems"])

@@ -147,18 +147,18 @@ def test_similar_movies(service: Service) -> None:
 
 def test_recommendations(service: Service, ratings: pd.DataFrame) -> None:
     """The best unrated movies come first, each with what the prediction in detail says."""
-    predictor = service.serving()
+    model = service.serving()
     user = ratings["userId"].iloc[0]
     known = ratings.head(4_000)
-    rated = set(known["movieId"][known["userId"] == user]) & set(predictor.catalogue)
-    best = predictor.recommend(user, 7, 0.5)
+    rated = set(known["movieId"][known["userId"] == user]) & set(model.catalogue)
+    best = model.recommend(user, 7, 0.5)
     assert len(best) == 7 and best["rating"].is_monotonic_decreasing
     assert not rated & set(best["movieId"])
-    everything = pd.DataFrame({"userId": user, "movieId": predictor.catalogue}).astype("category")
-    told = predictor.explain(everything, 0.5).assign(movieId=predictor.catalogue).set_index("movieId")
+    everything = pd.DataFrame({"userId": user, "movieId": model.catalogue}).astype("category")
+    told = model.explain(everything, 0.5).assign(movieId=model.catalogue).set_index("movieId")
     assert told.loc[best["movieId"]].reset_index().to_dict("records") == best.to_dict("records")
     assert told["rating"].drop(list(rated)).max() == best["rating"].iloc[0]
-    assert len(predictor.recommend("a stranger", 10_000, 0.9)) == len(predictor.catalogue)
+    assert len(model.recommend("a stranger", 10_000, 0.9)) == len(model.catalogue)
 
 
 @pytest.mark.parametrize("table", [b"", b"title\nA\n", b"movieId,title\n1,A\n,B\n"])
