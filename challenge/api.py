@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import pandas as pd
 import yaml
 from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
-from fastapi import APIRouter, Body, Depends, FastAPI, File, Header, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import Counter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
@@ -42,7 +43,7 @@ service = Service(settings)
 slots = Semaphore(settings.concurrency)
 described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text(encoding="utf-8"))
 problems = described.pop("problems")
-app = FastAPI(**described, version=VERSION)
+app = FastAPIOffline(**described, version=VERSION)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 

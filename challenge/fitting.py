@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from challenge.features import MovieFeatures, is_number
-from challenge.model import RatingModel
+from challenge.model import HABITS, RatingModel
 from challenge.settings import FIXED
 from challenge.tables import RATINGS, TableError
 from challenge.taste import Floats, Indices, Ratings, Taste, shrunk_means
@@ -95,14 +95,14 @@ def fit_model(
     stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
     np.random.default_rng(seed).shuffle(movie_fold)
     activity, counts, mean = np.bincount(user), np.bincount(movie), stars.mean()
-    trust = counts / (counts + FIXED.prior)
+    trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior))
     personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
     taste = user_mean = shrunk_means(personal)[1]
     public, tastes = Taste(seed), Taste(seed)
     for rounds in FIXED.passes:
         deviations = np.bincount(movie, stars - mean - taste) / counts
         # The movies are the ratings of one user, the public.
-        opinions = Ratings(np.zeros_like(counts), np.arange(len(movies)), movie_fold, deviations, np.sqrt(trust))
+        opinions = Ratings(np.zeros_like(counts), np.arange(len(movies)), movie_fold, deviations, roots)
         quality = public.fit(vectors, sources, opinions).held_out_
         expected = (mean + trust * deviations + (1 - trust) * quality).astype(np.float32)
         personal = personal._replace(stars=stars - expected[movie])
@@ -111,9 +111,12 @@ def fit_model(
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
     spreads, spread = shrunk_means(personal._replace(stars=squares - squares.mean()))
+    # Who picks movies that are better than the catalogue promises will do so again.
+    selections, selection = shrunk_means(personal._replace(stars=expected[movie] - mean - quality[movie]))
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
     folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
-    rows = np.column_stack([taste[some], quality[movie[some]], activity[user[some]], spread[some], numbers])
+    terms = [taste, quality[movie], activity[user], spread, selection]
+    rows = np.column_stack([*(term[some] for term in terms), numbers])
     trees, correction = boost(rows, (stars - plain)[some], folds, seed)
     error = stars[some] - np.clip(plain[some] + correction, *RATINGS)
     reach_trees, reach = boost(rows, np.abs(error), folds, seed)
@@ -133,7 +136,7 @@ def fit_model(
     history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
     history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
     # The last user is any that is unknown.
-    people = {"activity": np.append(activity, 0), "spread": np.append(spreads, 0)}
+    people = {name: np.append(column, 0) for name, column in zip(HABITS, (activity, spreads, selections))}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
     public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))

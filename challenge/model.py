@@ -15,6 +15,8 @@ from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS
 from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, uncoupled, with_level
 
+# What is known of a user beside the taste.
+HABITS = ("activity", "spread", "selection")
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
 
@@ -137,7 +139,7 @@ class RatingModel:
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
-                "user": habit + shares[:, 2] + shares[:, 3],
+                "user": habit + shares[:, 2:5].sum(axis=1),
                 "quality": features[:, 1] - quality + shares[:, 1],
                 "taste": features[:, 0] - habit - overview + shares[:, 0],
                 "overview": quality + overview,
@@ -220,7 +222,7 @@ class RatingModel:
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
         new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
         new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
-        new.arrays |= {name: np.pad(old[name], more) for name in ("activity", "spread")}
+        new.arrays |= {name: np.pad(old[name], more) for name in HABITS}
         concerned, history = new._history(user)
         new.arrays["tastes"][concerned] = fit_users(old["vectors"], history, uncoupled(2))[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
@@ -244,8 +246,8 @@ class RatingModel:
 
     def _features(self, user: Indices, movie: Indices) -> Floats:
         learned = self.arrays
-        taste, of_user = products(learned["tastes"], user, learned["vectors"], movie), ("activity", "spread")
-        terms = [taste, learned["qualities"][movie], *(learned[name][user] for name in of_user)]
+        taste = products(learned["tastes"], user, learned["vectors"], movie)
+        terms = [taste, learned["qualities"][movie], *(learned[name][user] for name in HABITS)]
         return np.column_stack([*terms, learned["numbers"][movie]])
 
     def _rate(self, features: Floats) -> Floats:

@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from challenge.model import NotFoundError, RatingModel
-from challenge.settings import PACKAGE, ChallengeError
+from challenge.settings import PACKAGE, VERSION, ChallengeError
 
 REGISTRY = "registry.sqlite"
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ sqlite3.register_converter("JSON", json.loads)
 
 
 class ModelDamagedError(ChallengeError):
-    """A model's file is not what the training wrote."""
+    """A model's file is not what the training wrote, or what another version of this package wrote."""
 
 
 class NotTrainedError(ChallengeError):
@@ -192,17 +192,19 @@ class Store:
         NotFoundError
             If there is none of that number.
         ModelDamagedError
-            If its file is not there or is not what was saved.
+            If its file is not there or is not what was saved, or if another version of this package saved it.
         """
         path, saved = self.path(number), self._row("model", number, "SELECT * FROM models WHERE id = ?")
         try:
             with path.open("rb") as file:
                 if file_digest(file, "sha256").hexdigest() != saved["sha256"]:
                     raise ValueError("its sha256 has changed")
+                if saved["report"]["fingerprints"]["package"] != VERSION:
+                    raise ValueError("another version of this package trained it")
                 file.seek(0)
                 return RatingModel(dict(np.load(file, allow_pickle=False)), saved["report"])
         except Exception as error:
-            raise ModelDamagedError(f"model {number} ({path}) is damaged: {error}") from error
+            raise ModelDamagedError(f"model {number} ({path}) cannot be used: {error}") from error
 
     def load_active(self) -> RatingModel:
         """Read the active model, or if it is damaged the one that served before.

@@ -1,6 +1,8 @@
 """Tastes: a Bayesian linear regression a user, all of them under one prior that is learned from all."""
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,8 @@ Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
 TINY, LARGEST = FIXED.scales
+# Batches are solved side by side; numpy lets go of the interpreter meanwhile.
+POOL = ThreadPoolExecutor(os.cpu_count(), "taste")
 
 
 class Ratings(NamedTuple):
@@ -167,13 +171,16 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
     users, movies, folds, stars, roots = ratings
     weights = np.zeros((len(np.bincount(users)), vectors.shape[1]), np.float32)
     held_out = np.zeros(len(users), np.float32)
-    for batch, places, there in batches(users, vectors.shape[1]):
+
+    def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> None:
         rows, trust, fold = vectors[movies[places]], (there * roots[places])[..., None], folds[places][..., None]
         kept = there[..., None] & (fold != np.arange(len(prior)))
         shares = trust * solve(rows * trust, stars[places][..., None] * trust, kept, prior)
         weight = couple(rows.transpose(0, 2, 1) @ shares, prior)
         held_out[places[there]] = np.take_along_axis(rows @ weight, fold, axis=2)[there][:, 0]
         weights[batch] = weight[..., -1]
+
+    list(POOL.map(fit_batch, *zip(*batches(users, vectors.shape[1]))))
     return weights, held_out
 
 
@@ -185,8 +192,8 @@ def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
     return some._replace(users=np.unique(some.users, return_inverse=True)[1])
 
 
-def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rounds: int) -> Floats:
-    """Learn how the weights of all users go together, without a fold's ratings where they are to predict that fold.
+def learn_prior(vectors: Floats, ratings: Ratings, left_out: int, noise: float, rounds: int) -> Floats:
+    """Learn how the weights of all users go together, without the fold that they are to predict.
 
     Parameters
     ----------
@@ -194,8 +201,8 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
         As of `fit_users`.
     ratings : Ratings
         What is learned from.
-    parts : int
-        Number of folds, and one.
+    left_out : int
+        The fold.
     noise : float
         Variance of a rating that no taste explains, in squared stars.
     rounds : int
@@ -203,8 +210,8 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
 
     Returns
     -------
-    ndarray of shape (parts, axes, axes)
-        The prior of `fit_users`.
+    ndarray of shape (axes, axes)
+        A part of the prior of `fit_users`.
 
     References
     ----------
@@ -212,20 +219,18 @@ def learn_prior(vectors: Floats, ratings: Ratings, parts: int, noise: float, rou
     """
     users, movies, folds, stars, roots = ratings
     size, width = users.max() + 1, vectors.shape[1]
-    prior = unit = np.stack([np.eye(width, dtype=np.float32)] * parts)
+    prior = unit = np.eye(width, dtype=np.float32)
     if not rounds:
         return unit
-    grams, moments = np.zeros((parts, size, width, width), np.float32), np.zeros((parts, size, width, 1), np.float32)
+    grams, moments = np.zeros((size, width, width), np.float32), np.zeros((size, width, 1), np.float32)
     for batch, places, there in batches(users, width):
-        rows, target = vectors[movies[places]], stars[places][..., None]
-        for part in range(parts):
-            trust = ((there & (folds[places] != part)) * roots[places] ** 2)[..., None]
-            columns = np.ascontiguousarray((rows * trust).transpose(0, 2, 1))
-            grams[part, batch], moments[part, batch] = columns @ rows, columns @ target
+        rows, trust = vectors[movies[places]], ((there & (folds[places] != left_out)) * roots[places] ** 2)[..., None]
+        columns = np.ascontiguousarray((rows * trust).transpose(0, 2, 1))
+        grams[batch], moments[batch] = columns @ rows, columns @ stars[places][..., None]
     for _ in range(rounds):
-        covariance = np.linalg.inv(grams + np.linalg.inv(prior)[:, None])
+        covariance = np.linalg.inv(grams + np.linalg.inv(prior))
         weights = (covariance @ moments)[..., 0]
-        spread = weights.transpose(0, 2, 1) @ weights / noise + covariance.sum(axis=1)
+        spread = weights.T @ weights / noise + covariance.sum(axis=0)
         prior = (FIXED.pseudo_users * unit + spread) / (FIXED.pseudo_users + size)
     return prior
 
@@ -307,7 +312,9 @@ class Taste:
         self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)
         self.projection_[0, 0], self.projection_[1:, 1:] = self.scales_[0], self.scales_[1:, None] * axes
         projected, some = design @ self.projection_, sample(ratings, FIXED.coupled, self.seed)
-        prior = learn_prior(projected[:, main], some, ratings.folds.max() + 2, self.noise_, rounds)
+        parts = range(ratings.folds.max() + 2)
+        learned = POOL.map(lambda part: learn_prior(projected[:, main], some, part, self.noise_, rounds), parts)
+        prior = np.stack(list(learned))
         self.weights_, self.held_out_ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
@@ -327,8 +334,8 @@ class Taste:
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
             size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
-            for rows, target in problems:
-                weights, determined = evidence(rows * self.scales_, target)
+            solved = POOL.map(lambda problem: evidence(problem[0] * self.scales_, problem[1]), problems)
+            for (rows, target), (weights, determined) in zip(problems, solved):
                 size += (weights[..., 0] ** 2).sum(axis=0)
                 known += determined.sum(axis=0)
                 error += np.square(target - rows @ (self.scales_[:, None] * weights)).sum()

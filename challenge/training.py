@@ -227,8 +227,7 @@ class Service:
         state, serving = self._state(), self._serving
         if serving is None or serving[0][:2] != state[:2]:
             model, catalogue = self.store.load_active(), read_catalogue(self.settings.catalogue)
-            # Models of earlier releases carry no catalogue.
-            if model.catalogue.empty or fingerprint(catalogue) != model.report["fingerprints"]["catalogue"]:
+            if fingerprint(catalogue) != model.report["fingerprints"]["catalogue"]:
                 # The encoder that the model was trained with: the settings may have changed since.
                 encoder = Encoder(**model.report["encoder"])
                 embeddings, _ = self._encode(catalogue, encoder)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import sqlite3
 import time
@@ -111,6 +112,9 @@ def test_health_and_pages(server: Server) -> None:
     assert server.get("/health/live").json == {"status": "live"}
     docs = server.get("/docs")
     assert (docs.status, docs.kind.split(";")[0]) == (200, "text/html")
+    # What it needs is the server's own.
+    needed = re.findall(r'"([^"]*\.(?:js|css))"', docs.body)
+    assert [server.get(path).status for path in needed] == [200, 200]
     assert {"/ratings", "/ratings/train", "/ratings/predict", "/models", "/movies"} <= set(
         server.get("/openapi.json").json["paths"]
     )
@@ -383,7 +387,7 @@ def test_problem_types(server: Server) -> None:
 
 def test_key(pair: Server) -> None:
     """Without the key only health and the page are to be had."""
-    for path in ("/health/live", "/health/ready", "/docs", "/openapi.json"):
+    for path in ("/health/live", "/health/ready", "/docs", "/docs/files/swagger-ui.css", "/openapi.json"):
         assert pair.get(path).status == 200
     for options in ((), ("-H", "Authorization: Bearer wrong"), ("-H", "Authorization: Bearer ä")):
         for path in ("/models", "/metrics", "/nowhere"):

@@ -9,11 +9,12 @@ import pytest
 
 from challenge.fitting import boost
 from challenge.model import NotFoundError, RatingModel
+from challenge.settings import VERSION
 from challenge.store import REGISTRY, ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replacing
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
 ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
-MODEL = RatingModel(ARRAYS, {"rows": 3})
+MODEL = RatingModel(ARRAYS, {"fingerprints": {"package": VERSION}})
 
 
 @pytest.fixture
@@ -104,6 +105,14 @@ def test_damaged_model(store: Store, damage: str) -> None:
     store.path(first).unlink()
     with pytest.raises(NotTrainedError, match="no model"):
         store.load_active()
+
+
+def test_model_of_another_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that another version of the package trained is refused."""
+    number = train(store)
+    monkeypatch.setattr("challenge.store.VERSION", "99")
+    with pytest.raises(ModelDamagedError, match="another version"):
+        store.load(number)
 
 
 def test_one_training_at_a_time(store: Store) -> None:
