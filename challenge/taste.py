@@ -1,12 +1,13 @@
 """Tastes: a Bayesian linear regression a user, all of them under one prior that is learned from all."""
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from challenge.settings import FIXED
@@ -15,8 +16,6 @@ Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
 TINY, LARGEST = FIXED.scales
-# Batches are solved side by side; numpy lets go of the interpreter meanwhile.
-POOL = ThreadPoolExecutor(os.cpu_count(), "taste")
 
 
 class Ratings(NamedTuple):
@@ -37,6 +36,13 @@ class Ratings(NamedTuple):
     folds: Indices
     stars: Floats
     roots: Floats
+
+
+def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    """Map like the built-in `map`, on all processors: numpy lets go of the interpreter while it computes."""
+    # Threads of its own: those of a training would keep a prediction waiting.
+    with ThreadPoolExecutor(cpu_count(), "taste") as threads:
+        return list(threads.map(task, *arguments))
 
 
 def with_level(*parts: Floats) -> Floats:
@@ -180,7 +186,7 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
         held_out[places[there]] = np.take_along_axis(rows @ weight, fold, axis=2)[there][:, 0]
         weights[batch] = weight[..., -1]
 
-    list(POOL.map(fit_batch, *zip(*batches(users, vectors.shape[1]))))
+    side_by_side(fit_batch, *zip(*batches(users, vectors.shape[1])))
     return weights, held_out
 
 
@@ -192,7 +198,7 @@ def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
     return some._replace(users=np.unique(some.users, return_inverse=True)[1])
 
 
-def learn_prior(vectors: Floats, ratings: Ratings, left_out: int, noise: float, rounds: int) -> Floats:
+def learn_prior(vectors: Floats, ratings: Ratings, noise: float, rounds: int, left_out: int) -> Floats:
     """Learn how the weights of all users go together, without the fold that they are to predict.
 
     Parameters
@@ -201,12 +207,12 @@ def learn_prior(vectors: Floats, ratings: Ratings, left_out: int, noise: float, 
         As of `fit_users`.
     ratings : Ratings
         What is learned from.
-    left_out : int
-        The fold.
     noise : float
         Variance of a rating that no taste explains, in squared stars.
     rounds : int
         Steps of expectation maximisation.
+    left_out : int
+        The fold.
 
     Returns
     -------
@@ -312,9 +318,8 @@ class Taste:
         self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)
         self.projection_[0, 0], self.projection_[1:, 1:] = self.scales_[0], self.scales_[1:, None] * axes
         projected, some = design @ self.projection_, sample(ratings, FIXED.coupled, self.seed)
-        parts = range(ratings.folds.max() + 2)
-        learned = POOL.map(lambda part: learn_prior(projected[:, main], some, part, self.noise_, rounds), parts)
-        prior = np.stack(list(learned))
+        learn = partial(learn_prior, projected[:, main], some, self.noise_, rounds)
+        prior = np.stack(side_by_side(learn, range(ratings.folds.max() + 2)))
         self.weights_, self.held_out_ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
@@ -334,7 +339,7 @@ class Taste:
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
             size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
-            solved = POOL.map(lambda problem: evidence(problem[0] * self.scales_, problem[1]), problems)
+            solved = side_by_side(lambda problem: evidence(problem[0] * self.scales_, problem[1]), problems)
             for (rows, target), (weights, determined) in zip(problems, solved):
                 size += (weights[..., 0] ** 2).sum(axis=0)
                 known += determined.sum(axis=0)

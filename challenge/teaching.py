@@ -139,6 +139,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         size = encoder.config.hidden_size
         self.words: Any = nn.Linear(size, size) if masked else None
         self.heads = nn.ModuleDict({task.name: nn.Linear(size, numbers) for task, numbers in zip(tasks, outputs)})
+        self.losses: dict[str, list[Tensor]] = {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
         """Give all tasks' logits and their loss.
@@ -166,13 +167,28 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             logits[task.name] = self.heads[task.name](states if task.kind == "tokens" else pooled)
             there, given = known(labels[task.name], logits[task.name])
             if task.weight and len(there):
-                loss = loss + task.weight * KINDS[task.kind][0](given, there)
+                loss = loss + task.weight * self.noted(task.name, KINDS[task.kind][0](given, there))
         if guessing:
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
             guesses = self.words(states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
-            loss = loss + self.masked * CHOICE(guesses, hidden[hidden != NONE])
+            loss = loss + self.masked * self.noted("masked", CHOICE(guesses, hidden[hidden != NONE]))
         return {"loss": loss, "logits": logits}
+
+    def noted(self, name: str, loss: Tensor) -> Tensor:
+        """Return a task's loss; while it is learned from, keep it for the log."""
+        if self.training:
+            self.losses.setdefault(f"{name}_loss", []).append(loss.detach())
+        return loss
+
+
+class Teacher(transformers.Trainer):  # type: ignore[misc]
+    """Logs also the mean loss of each task since the last time."""
+
+    def log(self, logs: dict[str, float], *times: float | None) -> None:
+        """Write it down with what the trainer has to say."""
+        losses, self.model.losses = self.model.losses, {}
+        super().log(logs | {name: sum(map(float, parts)) / len(parts) for name, parts in losses.items()}, *times)
 
 
 def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.optim.Optimizer:
@@ -357,7 +373,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
         "compute_metrics": lambda prediction: scores(tasks, prediction),
         "optimizers": (optimizer(model, plan, arguments), None),
     }
-    trainer = transformers.Trainer(model, arguments, collate, taught, held_out, **options)
+    trainer = Teacher(model, arguments, collate, taught, held_out, **options)
     # The state is the last thing that is written of a checkpoint.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)

@@ -109,7 +109,7 @@ def test_prior_learns_how_weights_go_together() -> None:
     ratings = some_ratings(200, 300, 4000)._replace(roots=np.ones(4000))
     axis = (vectors.sum(axis=1) / 12**0.5)[ratings.movies] * RANDOM.normal(size=200)[ratings.users]
     ratings = ratings._replace(stars=(ratings.stars + axis).astype(np.float32))
-    priors = [np.stack([learn_prior(vectors, ratings, part, 1.0, rounds) for part in range(4)]) for rounds in (0, 4)]
+    priors = [np.stack([learn_prior(vectors, ratings, 1.0, rounds, part) for part in range(4)]) for rounds in (0, 4)]
     errors = [np.mean((fit_users(vectors, ratings, prior)[1] - axis) ** 2) for prior in priors]
     assert errors[1] < 0.8 * errors[0]
 
@@ -118,6 +118,6 @@ def test_prior_leaves_the_fold_out() -> None:
     """What a fold's ratings say does not come into the prior that predicts them."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
     changed = ratings._replace(stars=np.where(ratings.folds == 1, -9, ratings.stars).astype(np.float32))
-    without, whole = ([learn_prior(vectors, some, part, 1.0, 3) for some in (ratings, changed)] for part in (1, 0))
+    without, whole = ([learn_prior(vectors, some, 1.0, 3, part) for some in (ratings, changed)] for part in (1, 0))
     np.testing.assert_allclose(without[0], without[1], rtol=1e-5)
     assert not np.allclose(whole[0], whole[1], rtol=0.1)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, DataCollatorForLanguageModeling
 
 from challenge import teaching
@@ -216,7 +217,17 @@ def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
     training = {"num_train_epochs": 8, "per_device_train_batch_size": 8}
     figures = teach(movies, NOBODY, tmp_path, plan_of(tiny, training=training, layer_decay=1.0, held_out=0.15))
     assert min(figures[f"eval_{task.name}_score"] for task in TASKS) >= 0.95, figures
-    assert list(tmp_path.glob("training/runs/*/events*")) and not list(tmp_path.glob("training/checkpoint-*"))
+    assert not list(tmp_path.glob("training/checkpoint-*"))
+    (runs,) = tmp_path.glob("training/runs/*")
+    log = EventAccumulator(str(runs)).Reload()
+    tags = {f"{split}/{task.name}_loss" for split in ("train", "eval") for task in TASKS}
+    assert tags | {f"eval/{task.name}_score" for task in TASKS} < set(log.Tags()["scalars"])
+    parts = np.sum(
+        [[task.weight * point.value for point in log.Scalars(f"train/{task.name}_loss")] for task in TASKS], axis=0
+    )
+    whole = [point.value for point in log.Scalars("train/loss")]
+    np.testing.assert_allclose(parts, whole, rtol=0.01)
+    assert len(whole) == 8
     texts = movies["overview"].tolist()
     chosen = (choose(str(folder), 512, "fp32") for folder in (tiny, tmp_path))
     before, after = (encode(texts, encoder, tmp_path / "cache", 10_000, dict)[0] for encoder in chosen)
