@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import diags_array
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.kernel_approximation import RBFSampler
 from sklearn.utils.extmath import randomized_svd
 
 from challenge.settings import FIXED
@@ -51,10 +50,11 @@ Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 class MovieFeatures:
     """Movie vectors from whatever columns a catalogue has.
 
-    A number (its long tail drawn in) or a date is one dimension; curves of them all are added. Any other column becomes
-    tf-idf weights of its words or list items, reduced to its main topics by a singular value decomposition (latent
-    semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but the
-    curves is centred and its vectors' mean square norm made 1.
+    A number (its long tail drawn in) or a date is one dimension; Gaussian bumps along it (radial basis functions,
+    Broomhead and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf
+    weights of its words or list items, reduced to its main topics by a singular value decomposition (latent semantic
+    analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but the bumps is
+    centred and its vectors' mean square norm made 1.
 
     Parameters
     ----------
@@ -139,13 +139,11 @@ class MovieFeatures:
             blocks.append(np.nan_to_num(wide[key] @ array[1:] - array[0], posinf=0, neginf=0))
             names += [key] * len(array[0])
         vectors, sources = np.hstack(blocks), np.array(names, np.str_)
-        numbers = vectors[:, is_number(sources)]
-        if numbers.shape[1]:
-            # Random Fourier features (Rahimi and Recht 2007): what is not linear in the numbers, and their interplay.
-            sampler = RBFSampler(gamma=FIXED.gamma, n_components=FIXED.topics, random_state=0)
-            curves = sampler.fit_transform(numbers)
-            vectors, sources = np.hstack([vectors, curves]), np.append(sources, ["curves"] * FIXED.topics)
-        return vectors.astype(np.float32), sources
+        numbers = is_number(sources)
+        centres, width = np.linspace(*FIXED.bumps, retstep=True)
+        bumps = np.exp(-np.square((vectors[:, numbers, None] - centres) / width) / 2).reshape(len(vectors), -1)
+        curves = np.char.add("curve/", np.repeat(sources[numbers], len(centres)))
+        return np.hstack([vectors, bumps]).astype(np.float32), np.append(sources, curves)
 
 
 def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from challenge.features import MovieFeatures, tokens
 
@@ -40,8 +41,8 @@ def test_tokens(cell: str, found: list[str]) -> None:
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
     vectors, sources = MovieFeatures().fit_transform(CATALOGUE, EMBEDDINGS)
-    kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding", "curves"}
-    assert set(sources) == kinds
+    kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding"}
+    assert set(sources) == kinds | {"curve/number/budget", "curve/date/premiere"}
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
 
 
@@ -53,6 +54,19 @@ def test_centred_and_scaled() -> None:
         np.testing.assert_allclose(block[known].mean(axis=0), 0, atol=1e-6)
         assert (block[known] ** 2).sum(axis=1).mean() == pytest.approx(1, rel=1e-5)
         assert not block[[place for place in range(4) if place not in known]].any()
+
+
+def test_curves() -> None:
+    """Bumps tell apart what a straight line cannot: the middle of a number from both of its ends."""
+    numbers = np.linspace(-1, 1, 101)
+    catalogue = pd.DataFrame({"x": numbers.astype(str), "overview": None}, dtype=object)
+    vectors, sources = MovieFeatures().fit_transform(catalogue, np.full((101, 2), np.nan, np.float32))
+    target = np.abs(numbers) - np.abs(numbers).mean()
+    errors = [
+        np.std(target - LinearRegression().fit(some, target).predict(some))
+        for some in (vectors[:, sources == "number/x"], vectors[:, sources == "curve/number/x"])
+    ]
+    assert errors[0] > 0.9 * target.std() and errors[1] < 0.1 * target.std()
 
 
 def test_later_movies() -> None:
