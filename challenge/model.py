@@ -136,6 +136,7 @@ class RatingModel:
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit, quality = learned["tastes"][user, 0] * learned["vectors"][movie, 0], learned["overview_qualities"][movie]
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
+        # The columns of the features and of their shares: taste, quality, habits, numbers.
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
