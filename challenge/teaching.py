@@ -188,7 +188,9 @@ class Teacher(transformers.Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *times: float | None) -> None:
         """Write it down with what the trainer has to say."""
         losses, self.model.losses = self.model.losses, {}
-        super().log(logs | {name: sum(map(float, parts)) / len(parts) for name, parts in losses.items()}, *times)
+        # In place, as the trainer's own entries are: what is evaluated is told by them.
+        logs |= {name: sum(map(float, parts)) / len(parts) for name, parts in losses.items()}
+        super().log(logs, *times)
 
 
 def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.optim.Optimizer:

@@ -211,7 +211,7 @@ def errors(data: Path, epochs: int, folder: Path) -> None:
     for name, encoder in encoders.items():
         with threadpool_limits(limits=1, user_api="blas"):
             report = fit_model(ratings, catalogue, vectors(catalogue, encoder), 0, str).report
-        print(f"| {name} | {report['cross-validated mse']['model']:.4f} |", flush=True)
+        print(f"| {name} | {report['cross-validated mse']['model']:.5f} |", flush=True)
     print("\n| fold | no overview | carried | taught `liked` as well |\n| --- | --- | --- | --- |")
     for fold in range(5):
         hidden = hidden_movies(ratings, fold)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from challenge.model import NotFoundError, RatingModel
+from challenge.model import NotFoundError
 from challenge.settings import Settings
 from challenge.store import NotTrainedError, TrainingBusyError
 from challenge.tables import TableError, read_pairs
@@ -71,16 +71,6 @@ def test_fingerprints(service: Service) -> None:
     first, second = (model["report"]["fingerprints"] for model in service.store.models())
     assert first["ratings"] != second["ratings"]
     assert [first[name] == second[name] for name in ("catalogue", "package")] == [True] * 2
-
-
-def test_model_without_movies(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
-    """A model that was saved without its catalogue's movies predicts the same."""
-    model, pairs = service.serving(), ratings.head(50)
-    described = {"catalogue", "vectors", "qualities"}
-    learned = {name: array for name, array in model.arrays.items() if name not in described}
-    bare = Service(service.settings.model_copy(update={"models": tmp_path}))
-    bare.store.save(RatingModel(learned, model.report), bare.store.begin(), 1)
-    assert bare.serving().predict(pairs).tolist() == pytest.approx(model.predict(pairs).tolist(), abs=1e-4)
 
 
 def test_switch_reaches_other_workers(service: Service) -> None:
