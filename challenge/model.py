@@ -17,6 +17,8 @@ from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve,
 
 # What is known of a user beside the taste.
 HABITS = ("activity", "spread", "selection")
+# The first of the trees' features; the catalogue's numbers follow.
+TERMS = ("taste", "quality", *HABITS)
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
 
@@ -131,18 +133,17 @@ class RatingModel:
         learned, (user, movie) = self.arrays, self._locate(pairs)
         features = self._features(user, movie)
         with SHAPLEY:
-            shares = self.trees.predict(features, pred_contrib=True)
+            shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
         rating = self._rate(features)
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit, quality = learned["tastes"][user, 0] * learned["vectors"][movie, 0], learned["overview_qualities"][movie]
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
-        # The columns of the features and of their shares: taste, quality, habits, numbers.
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
-                "user": habit + shares[:, 2:5].sum(axis=1),
-                "quality": features[:, 1] - quality + shares[:, 1],
-                "taste": features[:, 0] - habit - overview + shares[:, 0],
+                "user": habit + sum(shares[name] for name in HABITS),
+                "quality": features[:, 1] - quality + shares["quality"],
+                "taste": features[:, 0] - habit - overview + shares["taste"],
                 "overview": quality + overview,
             }
         )

@@ -30,7 +30,7 @@ class ModelDamagedError(ChallengeError):
 
 
 class NotTrainedError(ChallengeError):
-    """There is no model yet, or none that is whole."""
+    """There is no model yet, or none that can be used."""
 
 
 class TrainingBusyError(ChallengeError):
@@ -196,23 +196,23 @@ class Store:
         """
         path, saved = self.path(number), self._row("model", number, "SELECT * FROM models WHERE id = ?")
         try:
+            if saved["report"]["fingerprints"]["package"] != VERSION:
+                raise ValueError("another version of this package trained it")
             with path.open("rb") as file:
                 if file_digest(file, "sha256").hexdigest() != saved["sha256"]:
                     raise ValueError("its sha256 has changed")
-                if saved["report"]["fingerprints"]["package"] != VERSION:
-                    raise ValueError("another version of this package trained it")
                 file.seek(0)
                 return RatingModel(dict(np.load(file, allow_pickle=False)), saved["report"])
         except Exception as error:
             raise ModelDamagedError(f"model {number} ({path}) cannot be used: {error}") from error
 
     def load_active(self) -> RatingModel:
-        """Read the active model, or if it is damaged the one that served before.
+        """Read the active model, or if it cannot be used the one that served before.
 
         Returns
         -------
         RatingModel
-            The last good one.
+            The last one that can be used.
 
         Raises
         ------

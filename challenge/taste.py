@@ -339,7 +339,7 @@ class Taste:
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
             size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
-            solved = side_by_side(lambda problem: evidence(problem[0] * self.scales_, problem[1]), problems)
+            solved = side_by_side(lambda rows, target: evidence(rows * self.scales_, target), *zip(*problems))
             for (rows, target), (weights, determined) in zip(problems, solved):
                 size += (weights[..., 0] ** 2).sum(axis=0)
                 known += determined.sum(axis=0)

@@ -131,6 +131,11 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
     masked : float
         Weight of guessing them.
+
+    Attributes
+    ----------
+    losses : dict of str to list of Tensor
+        By task, its losses in learning since the log was last written.
     """
 
     def __init__(self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any, masked: float) -> None:
@@ -183,12 +188,12 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
 
 
 class Teacher(transformers.Trainer):  # type: ignore[misc]
-    """Logs also the mean loss of each task since the last time."""
+    """A trainer that logs each task's mean loss since the last time, too."""
 
     def log(self, logs: dict[str, float], *times: float | None) -> None:
-        """Write it down with what the trainer has to say."""
+        """Add these losses to what the trainer logs."""
         losses, self.model.losses = self.model.losses, {}
-        # In place, as the trainer's own entries are: what is evaluated is told by them.
+        # In place: the trainer reads what its own log adds to this very dictionary.
         logs |= {name: sum(map(float, parts)) / len(parts) for name, parts in losses.items()}
         super().log(logs, *times)
 

@@ -124,7 +124,7 @@ class Service:
         enter("encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision)
         embeddings, encoded = self._encode(catalogue, encoder, partial(self.store.update, number))
-        # Several threads only wait for each other at so many small systems of equations.
+        # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
         fingerprints = {"ratings": fingerprint(ratings), "catalogue": fingerprint(catalogue), "package": VERSION}
@@ -167,7 +167,7 @@ class Service:
         NotFoundError
             If there is no such model.
         ModelDamagedError
-            If its file is not there or is not what was saved.
+            If its file is not there or is not what was saved, or if another version of this package saved it.
         """
         self.store.activate(number)
         return self.serving().report
@@ -205,8 +205,8 @@ class Service:
         Returns
         -------
         RatingModel
-            The active one, or if it is damaged the one that served before; it knows the catalogue as it now is, and the
-            ratings that were added.
+            The active one, or if it cannot be used the one that served before; it knows the catalogue as it now is, and
+            the ratings that were added.
 
         Raises
         ------

@@ -213,11 +213,15 @@ def errors(data: Path, epochs: int, folder: Path) -> None:
             report = fit_model(ratings, catalogue, vectors(catalogue, encoder), 0, str).report
         print(f"| {name} | {report['cross-validated mse']['model']:.5f} |", flush=True)
     print("\n| fold | no overview | carried | taught `liked` as well |\n| --- | --- | --- | --- |")
+    rows = []
     for fold in range(5):
         hidden = hidden_movies(ratings, fold)
         teach(catalogue, ratings[~hidden], folder / f"liked{fold}", plan_from(ENCODER, epochs))
-        row = [held_out_error(catalogue, ratings, hidden, path) for path in (None, ENCODER, folder / f"liked{fold}")]
-        print(f"| {fold} |", *(f"{error:.4f} |" for error in row), flush=True)
+        rows += [
+            [held_out_error(catalogue, ratings, hidden, path) for path in (None, ENCODER, folder / f"liked{fold}")]
+        ]
+        print(f"| {fold} |", *(f"{error:.4f} |" for error in rows[-1]), flush=True)
+    print("| mean |", *(f"{error:.4f} |" for error in np.mean(rows, axis=0)))
 
 
 def main() -> None:
