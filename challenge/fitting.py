@@ -138,7 +138,8 @@ def fit_model(
     # The last user is any that is unknown.
     people = {name: np.append(column, 0) for name, column in zip(HABITS, (activity, spreads, selections))}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
-    public_taste = {"mean": mean, "expected": expected, "quality": public.projection_ @ public.weights_[0]}
+    public_taste = {"mean": mean, "quality": public.projection_ @ public.weights_[0]}
+    public_taste |= {"promised": quality, "given": expected - mean}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
     model = RatingModel(features.arrays_ | history | people | public_taste | final, report)

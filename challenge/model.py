@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from challenge.features import OVERVIEW, MovieFeatures, is_number
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS
-from challenge.taste import Floats, Indices, Ratings, batches, fit_users, solve, uncoupled, with_level
+from challenge.taste import Floats, Indices, Ratings, fit_users, with_level
 
 # What is known of a user beside the taste.
 HABITS = ("activity", "spread", "selection")
@@ -76,17 +76,19 @@ class RatingModel:
         -------
         RatingModel
             A new one. Its arrays of movies have one more at the end, for those that are unknown: ``numbers``, the
-            catalogue's; ``public``, the stars that the public gives a movie, or gave it where it has ratings;
-            ``qualities``, the stars above the mean that the catalogue promises; ``vectors``, what users' weights are
-            multiplied with, the first dimension being the same for all movies; and the overview's part in both.
+            catalogue's; ``qualities``, the stars above the mean that the catalogue promises, or that the public gave
+            where there are ratings; ``vectors``, what users' weights are multiplied with, the first dimension being the
+            same for all movies; and the overview's part in both.
         """
         new, learned = copy(self), self.arrays
         vectors = np.pad(vectors, ((0, 1), (0, 0)))
         overview = np.where(sources == OVERVIEW, vectors, 0)
         quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
-        public, places = learned["mean"] + quality, catalogue.get_indexer(self.movies)
-        public[places[places >= 0]] = learned["expected"][places >= 0]
-        described = {"numbers": vectors[:, is_number(sources)], "public": public, "qualities": quality}
+        places, public = catalogue.get_indexer(self.movies), quality.copy()
+        there = places >= 0
+        # Tastes were learned from movies as they look to the folds without them.
+        quality[places[there]], public[places[there]] = learned["promised"][there], learned["given"][there]
+        described = {"numbers": vectors[:, is_number(sources)], "qualities": public}
         described["vectors"] = with_level(quality, vectors) @ learned["projection"]
         described["overview_qualities"] = overview_quality
         described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
@@ -226,7 +228,7 @@ class RatingModel:
         new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in HABITS}
         concerned, history = new._history(user)
-        new.arrays["tastes"][concerned] = fit_users(old["vectors"], history, uncoupled(2))[0]
+        new.arrays["tastes"][concerned] = fit_users(old["vectors"], history)[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
         return new
 
@@ -238,7 +240,7 @@ class RatingModel:
         pairs = pd.DataFrame({"user": learned["user"][rows], "place": places, "stars": learned["stars"][rows]})
         pairs = pairs[places >= 0].drop_duplicates(["user", "place"], keep="last")
         (concerned, user), place = np.unique(pairs["user"], return_inverse=True), pairs["place"].to_numpy()
-        stars = (pairs["stars"].to_numpy() - learned["public"][place]).astype(np.float32)
+        stars = (pairs["stars"].to_numpy() - learned["mean"] - learned["qualities"][place]).astype(np.float32)
         return concerned, Ratings(user, place, np.zeros_like(place), stars, np.ones_like(stars))
 
     def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
@@ -258,15 +260,15 @@ class RatingModel:
 
     def _reasons(self, user: Indices, movie: Indices) -> list[dict[str, float]]:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
-        reasons, vectors = [dict[str, float]() for _ in user], self.arrays["vectors"]
-        rows, (concerned, history) = pd.Series(user).groupby(user).indices, self._history(user)
-        for batch, places, there in batches(history.users, vectors.shape[1]):
-            rated, target = history.movies[places], history.stars[places][..., None]
-            shares = there[..., None] * solve(vectors[rated], target, there[..., None], uncoupled(1))
-            pulls = (vectors[rated] * shares)[..., 1:]
-            for one, own, pull, kept in zip(concerned[batch], rated, pulls, there):
-                for row in rows[one]:
-                    stars = pull[kept] @ vectors[movie[row], 1:]
-                    best = np.argsort(-np.abs(stars))[: FIXED.reasons]
-                    reasons[row] = dict(zip(self.catalogue[own[best]], stars[best].tolist()))
+        learned, (concerned, history) = self.arrays, self._history(user)
+        vectors, raters, reasons = learned["vectors"], concerned[history.users], []
+        # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
+        left = history.stars - products(learned["tastes"], raters, vectors, history.movies)
+        own = pd.Series(raters).groupby(raters).indices
+        for one, target in zip(user, movie):
+            rows = own.get(one, [])
+            rated = history.movies[rows]
+            stars = left[rows] * (vectors[rated, 1:] @ vectors[target, 1:])
+            best = np.argsort(-np.abs(stars))[: FIXED.reasons]
+            reasons.append(dict(zip(self.catalogue[rated[best]], stars[best].tolist())))
         return reasons

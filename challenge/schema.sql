@@ -52,15 +52,36 @@ SELECT model FROM switches JOIN models ON models.id = model GROUP BY model ORDER
 CREATE VIEW IF NOT EXISTS active AS
 SELECT model FROM candidates LIMIT 1;
 
-CREATE VIEW IF NOT EXISTS jobs AS
+-- From when and from how many on a training counts what is done, and the time of the last count.
+CREATE TABLE IF NOT EXISTS paces (
+    training INTEGER PRIMARY KEY REFERENCES trainings,
+    first INTEGER NOT NULL,
+    began REAL NOT NULL,
+    latest REAL NOT NULL
+);
+
+CREATE TRIGGER IF NOT EXISTS count_anew AFTER UPDATE OF total ON trainings WHEN NEW.total <> OLD.total
+BEGIN
+    INSERT OR REPLACE INTO paces VALUES (NEW.id, NEW.done, julianday('now') * 86400, julianday('now') * 86400);
+END;
+
+CREATE TRIGGER IF NOT EXISTS count_on AFTER UPDATE OF done ON trainings WHEN NEW.done <> OLD.done
+BEGIN
+    UPDATE paces SET latest = julianday('now') * 86400 WHERE training = NEW.id;
+END;
+
+-- What is divided by nothing is null.
+CREATE VIEW IF NOT EXISTS progress AS
 SELECT
     id,
     CASE WHEN ended IS NULL THEN 'running' WHEN error IS NULL THEN 'done' ELSE 'failed' END AS state,
     stage,
     done,
     total,
+    round(nullif(done - first, 0) / (latest - began), 1) AS done_per_second,
+    CASE WHEN ended IS NULL THEN round((total - done) * (latest - began) / (done - first)) END AS seconds_left,
     started,
     round((julianday(coalesce(ended, 'now')) - julianday(started)) * 86400, 3) AS seconds,
     report,
     error
-FROM trainings;
+FROM trainings LEFT JOIN paces ON training = id;

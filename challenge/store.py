@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from hashlib import file_digest
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -69,6 +69,11 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         os.replace(file.name, path)
 
 
+def digest(path: Path) -> str:
+    """Return the sha256 of a file's content, or nothing where there is no file."""
+    return sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
 class Store:
     """The models of a folder, and what else its workers share.
 
@@ -128,7 +133,7 @@ class Store:
 
     def training(self, number: int) -> dict[str, Any]:
         """Return the state of a training, its progress, and its report or error; raise `NotFoundError` without it."""
-        return self._row("training", number, "SELECT * FROM jobs WHERE id = ?")
+        return self._row("training", number, "SELECT * FROM progress WHERE id = ?")
 
     def state(self) -> tuple[int | None, int]:
         """Return the number of the last switch of models, if there was one, and of the last rating that was added."""
@@ -164,8 +169,7 @@ class Store:
         saved = self.path(number)
         with replacing(saved) as file:
             np.savez(file, allow_pickle=False, **model.arrays)
-        with saved.open("rb") as written:
-            self.update(number, report=model.report, sha256=file_digest(written, "sha256").hexdigest())
+        self.update(number, report=model.report, sha256=digest(saved))
         stay = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
         self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay}) AND id NOT IN active", keep)
         # Also what trainings left behind that were killed.
@@ -198,11 +202,10 @@ class Store:
         try:
             if saved["report"]["fingerprints"]["package"] != VERSION:
                 raise ValueError("another version of this package trained it")
-            with path.open("rb") as file:
-                if file_digest(file, "sha256").hexdigest() != saved["sha256"]:
-                    raise ValueError("its sha256 has changed")
-                file.seek(0)
-                return RatingModel(dict(np.load(file, allow_pickle=False)), saved["report"])
+            if digest(path) != saved["sha256"]:
+                raise ValueError("its file is gone or has changed")
+            with np.load(path, allow_pickle=False) as file:
+                return RatingModel(dict(file), saved["report"])
         except Exception as error:
             raise ModelDamagedError(f"model {number} ({path}) cannot be used: {error}") from error
 

@@ -16,6 +16,8 @@ Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
 TINY, LARGEST = FIXED.scales
+# The prior of weights that do not go together.
+UNCOUPLED = np.ones((1, 1, 1), np.float32)
 
 
 class Ratings(NamedTuple):
@@ -106,11 +108,6 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     return inverse @ (columns @ target), 1 - np.diagonal(inverse, axis1=1, axis2=2)
 
 
-def uncoupled(parts: int) -> Floats:
-    """Return the prior of weights that do not go together."""
-    return np.ones((parts, 1, 1), np.float32)
-
-
 def couple(weights: Floats, prior: Floats) -> Floats:
     """Multiply weights of shape (batch, dimensions, parts) by each part's prior covariance of the first axes."""
     axes = prior.shape[1]
@@ -128,7 +125,7 @@ def solve(rows: Floats, target: Floats, kept: NDArray[np.bool_], prior: Floats) 
         What is predicted.
     kept : ndarray of shape (batch, ratings, parts)
         False where a part is without the rating.
-    prior : ndarray of shape (parts, axes, axes)
+    prior : ndarray of shape (parts or 1, axes, axes)
         As of `couple`.
 
     Returns
@@ -154,7 +151,7 @@ def solve(rows: Floats, target: Floats, kept: NDArray[np.bool_], prior: Floats) 
     return solution
 
 
-def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats, Floats]:
+def fit_users(vectors: Floats, ratings: Ratings, prior: Floats = UNCOUPLED) -> tuple[Floats, Floats]:
     """Fit each user's weights on all ratings, and on all but each fold.
 
     Parameters
@@ -163,7 +160,7 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
         Scaled such that the prior of a weight is the unit normal in units of the noise.
     ratings : Ratings
         What is learned from.
-    prior : ndarray of shape (folds + 1, axes, axes)
+    prior : ndarray of shape (folds + 1 or 1, axes, axes)
         Covariance of the first weights where each fold is left out, and where none is; that of the others is the unit
         matrix.
 
@@ -180,7 +177,7 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
 
     def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> None:
         rows, trust, fold = vectors[movies[places]], (there * roots[places])[..., None], folds[places][..., None]
-        kept = there[..., None] & (fold != np.arange(len(prior)))
+        kept = there[..., None] & (fold != np.arange(folds.max() + 2))
         shares = trust * solve(rows * trust, stars[places][..., None] * trust, kept, prior)
         weight = couple(rows.transpose(0, 2, 1) @ shares, prior)
         held_out[places[there]] = np.take_along_axis(rows @ weight, fold, axis=2)[there][:, 0]
@@ -257,7 +254,7 @@ def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
         For each rating, of its user's ratings of other folds.
     """
     level = np.full((ratings.movies.max() + 1, 1), FIXED.prior**-0.5, np.float32)
-    weights, held_out = fit_users(level, ratings, uncoupled(ratings.folds.max() + 2))
+    weights, held_out = fit_users(level, ratings)
     return weights[:, 0] * level[0], held_out
 
 

@@ -23,7 +23,7 @@ from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
 from challenge.fitting import fit_model
 from challenge.model import RatingModel
 from challenge.settings import VERSION, Settings
-from challenge.store import Store, replacing
+from challenge.store import Store, digest, replacing
 from challenge.tables import read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
@@ -34,11 +34,6 @@ State = tuple[int | None, int, int]
 logger = logging.getLogger(__name__)
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
-
-
-def fingerprint(table: pd.DataFrame) -> str:
-    """Return the sha256 of a table's cells."""
-    return sha256(pd.util.hash_pandas_object(table).to_numpy().tobytes()).hexdigest()
 
 
 class Service:
@@ -110,6 +105,8 @@ class Service:
         return model.report
 
     def _fit(self, number: int, ratings: pd.DataFrame, enter: Callable[[str], Any]) -> RatingModel:
+        # Before it is read, lest a later one is taken for it.
+        fingerprints = {"package": VERSION, "catalogue": digest(self.settings.catalogue)}
         catalogue, name, lessons = read_catalogue(self.settings.catalogue), self.settings.encoder, {}
         if len(added := self.store.added()):
             ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
@@ -127,7 +124,7 @@ class Service:
         # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
-        fingerprints = {"ratings": fingerprint(ratings), "catalogue": fingerprint(catalogue), "package": VERSION}
+        fingerprints |= {"ratings": sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()}
         model.report |= {"encoder": encoder._asdict(), "overviews encoded": encoded, "fingerprints": fingerprints}
         model.report |= {"teaching": lessons} if lessons else {}
         return model
@@ -226,8 +223,9 @@ class Service:
     def _prepare(self) -> tuple[State, RatingModel]:
         state, serving = self._state(), self._serving
         if serving is None or serving[0][:2] != state[:2]:
-            model, catalogue = self.store.load_active(), read_catalogue(self.settings.catalogue)
-            if fingerprint(catalogue) != model.report["fingerprints"]["catalogue"]:
+            model = self.store.load_active()
+            if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
+                catalogue = read_catalogue(self.settings.catalogue)
                 # The encoder that the model was trained with: the settings may have changed since.
                 encoder = Encoder(**model.report["encoder"])
                 embeddings, _ = self._encode(catalogue, encoder)

@@ -445,7 +445,7 @@ def test_too_much_at_a_time(start: Start, server: Server) -> None:
     busy = start(DEMO / "df_movies.csv", models, CHALLENGE_ENCODER=str(ENCODER), CHALLENGE_CONCURRENCY="1")
     store = Store(busy.folder / "models")
     training = busy.post("train", TRAIN)
-    while training.running() and not store._rows("SELECT id FROM jobs WHERE state = 'running'"):
+    while training.running() and not store._rows("SELECT id FROM progress WHERE state = 'running'"):
         time.sleep(0.01)
     answer = busy.get("/models")
     assert answer.headers["retry-after"] == "1" and "CHALLENGE_CONCURRENCY" in answer.refused(503)

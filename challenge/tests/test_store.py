@@ -138,9 +138,15 @@ def test_progress(store: Store) -> None:
     store.update(number, stage="encoder", done=3, total=9)
     told = store.training(number)
     assert [told[name] for name in ("state", "stage", "done", "total")] == ["running", "encoder", 3, 9]
-    assert told["seconds"] >= 0 and told["report"] is told["error"] is None
+    assert told["seconds"] >= 0
+    assert all(told[name] is None for name in ("report", "error", "done_per_second", "seconds_left"))
+    store.update(number, done=6, total=9)
+    store._rows("UPDATE paces SET latest = began + 2")
+    assert [store.training(number)[name] for name in ("done_per_second", "seconds_left")] == [1.5, 2]
     store.save(MODEL, number, 5)
-    assert [store.training(number)[name] for name in ("state", "report")] == ["done", MODEL.report]
+    told = store.training(number)
+    assert [told[name] for name in ("state", "report", "done_per_second")] == ["done", MODEL.report, 1.5]
+    assert told["seconds_left"] is None
     failed = store.begin()
     store.update(failed, error="no luck")
     assert [store.training(failed)[name] for name in ("state", "error")] == ["failed", "no luck"]
