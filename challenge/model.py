@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from challenge.features import OVERVIEW, MovieFeatures, is_number
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS
-from challenge.taste import Floats, Indices, Ratings, fit_users, with_level
+from challenge.taste import Floats, Indices, Ratings, fit_users, shrunk_means, with_level
 
 # What is known of a user beside the taste.
 HABITS = ("activity", "spread", "selection")
@@ -77,8 +77,9 @@ class RatingModel:
         RatingModel
             A new one. Its arrays of movies have one more at the end, for those that are unknown: ``numbers``, the
             catalogue's; ``qualities``, the stars above the mean that the catalogue promises, or that the public gave
-            where there are ratings; ``vectors``, what users' weights are multiplied with, the first dimension being the
-            same for all movies; and the overview's part in both.
+            where there are ratings; ``surplus``, by how much that is more than promised; ``vectors``, what users'
+            weights are multiplied with, the first dimension being the same for all movies; and the overview's part in
+            qualities and vectors.
         """
         new, learned = copy(self), self.arrays
         vectors = np.pad(vectors, ((0, 1), (0, 0)))
@@ -88,7 +89,7 @@ class RatingModel:
         there = places >= 0
         # Tastes were learned from movies as they look to the folds without them.
         quality[places[there]], public[places[there]] = learned["promised"][there], learned["given"][there]
-        described = {"numbers": vectors[:, is_number(sources)], "qualities": public}
+        described = {"numbers": vectors[:, is_number(sources)], "qualities": public, "surplus": public - quality}
         described["vectors"] = with_level(quality, vectors) @ learned["projection"]
         described["overview_qualities"] = overview_quality
         described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
@@ -230,6 +231,8 @@ class RatingModel:
         concerned, history = new._history(user)
         new.arrays["tastes"][concerned] = fit_users(old["vectors"], history)[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
+        picked = history._replace(stars=old["surplus"][history.movies])
+        new.arrays["selection"][concerned] = shrunk_means(picked)[0]
         return new
 
     def _history(self, users: Indices) -> tuple[Indices, Ratings]:

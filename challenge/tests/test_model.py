@@ -119,6 +119,9 @@ def test_update(model: RatingModel) -> None:
     own = RATINGS[RATINGS["userId"] == "1"]
     updated = model.update(own.assign(userId="twin"))
     np.testing.assert_allclose(updated.predict(twin), before, atol=0.15)
+    for name in ("activity", "selection"):
+        known, added = (updated.arrays[name][updated.users.get_loc(user)] for user in ("1", "twin"))
+        assert added == pytest.approx(known, abs=1e-5) and added
     assert np.abs(public - before).max() > 0.15
     np.testing.assert_array_equal(updated.predict(pairs), before)
     fond = model.update(own.assign(rating=5.0))
