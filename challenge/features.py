@@ -107,9 +107,10 @@ class MovieFeatures:
             topics = randomized_svd(known @ weights, most, n_iter=3, random_state=self.seed)[2]
             projection = weights @ topics.T
         block = known @ projection
-        spread = np.sqrt(block.var(axis=0).sum())
-        if spread > FIXED.alike * np.abs(block).max():
-            self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread).astype(np.float32)
+        varied = block.std(axis=0) > FIXED.alike * np.abs(block).max()
+        if varied.any():
+            spread = np.sqrt(block.var(axis=0).sum())
+            self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread)[:, varied].astype(np.float32)
 
     def transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
         """Describe movies, also such as came after the fit.

@@ -95,7 +95,7 @@ def fit_model(
     stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
     np.random.default_rng(seed).shuffle(movie_fold)
     activity, counts, mean = np.bincount(user), np.bincount(movie), stars.mean()
-    trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior))
+    trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
     personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
     taste = user_mean = shrunk_means(personal)[1]
     public, tastes = Taste(seed), Taste(seed)

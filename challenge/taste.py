@@ -104,8 +104,10 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     if size < rows.shape[2]:
         inverse = np.linalg.inv(rows @ columns + np.eye(size, dtype=rows.dtype))
         return columns @ (inverse @ target), ((inverse @ rows) * rows).sum(axis=1)
-    inverse = np.linalg.inv(columns @ rows + np.eye(size, dtype=rows.dtype))
-    return inverse @ (columns @ target), 1 - np.diagonal(inverse, axis1=1, axis2=2)
+    gram = columns @ rows
+    inverse = np.linalg.inv(gram + np.eye(size, dtype=rows.dtype))
+    # Not 1 - diagonal: what is hardly known would be rounding alone.
+    return inverse @ (columns @ target), (inverse * gram).sum(axis=1)
 
 
 def couple(weights: Floats, prior: Floats) -> Floats:
@@ -335,12 +337,12 @@ class Taste:
             count += there.sum()
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
-            size, known, error = np.zeros(len(sources)), np.full(len(sources), TINY), TINY
+            size, known, error = np.zeros(len(sources)), np.zeros(len(sources)), TINY
             solved = side_by_side(lambda rows, target: evidence(rows * self.scales_, target), *zip(*problems))
             for (rows, target), (weights, determined) in zip(problems, solved):
                 size += (weights[..., 0] ** 2).sum(axis=0)
                 known += determined.sum(axis=0)
                 error += np.square(target - rows @ (self.scales_[:, None] * weights)).sum()
             self.noise_ = float(error / max(count - known.sum(), 1))
-            growth = np.bincount(sources, size) / np.bincount(sources, known) / self.noise_
+            growth = np.bincount(sources, size) / np.maximum(np.bincount(sources, known), TINY) / self.noise_
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, TINY, LARGEST).astype(np.float32)

@@ -36,6 +36,15 @@ def test_evidence(ratings: int) -> None:
         np.testing.assert_allclose(share, 1 - np.diag(covariance), atol=1e-9)
 
 
+@pytest.mark.parametrize("ratings", [3, 60])
+def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
+    """Single precision is enough also where ratings say next to nothing of a weight."""
+    rows = RANDOM.normal(size=(1, ratings, 6)) * [1, 1, 1, 1, 1e-4, 1e-7]
+    exact, single = (evidence(table, table[..., :1])[1][0] for table in (rows, rows.astype(np.float32)))
+    np.testing.assert_allclose(single, exact, rtol=1e-3)
+    np.testing.assert_allclose(single[4:], (rows[0, :, 4:] ** 2).sum(axis=0), rtol=0.99)
+
+
 def some_prior(parts: int, axes: int) -> Floats:
     """Return random covariances."""
     roots = RANDOM.normal(size=(parts, axes, axes)).astype(np.float32)
