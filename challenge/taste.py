@@ -175,11 +175,11 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats = UNCOUPLED) -> t
     """
     users, movies, folds, stars, roots = ratings
     weights = np.zeros((len(np.bincount(users)), vectors.shape[1]), np.float32)
-    held_out = np.zeros(len(users), np.float32)
+    held_out, parts = np.zeros(len(users), np.float32), np.arange(folds.max(initial=0) + 2)
 
     def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> None:
         rows, trust, fold = vectors[movies[places]], (there * roots[places])[..., None], folds[places][..., None]
-        kept = there[..., None] & (fold != np.arange(folds.max() + 2))
+        kept = there[..., None] & (fold != parts)
         shares = trust * solve(rows * trust, stars[places][..., None] * trust, kept, prior)
         weight = couple(rows.transpose(0, 2, 1) @ shares, prior)
         held_out[places[there]] = np.take_along_axis(rows @ weight, fold, axis=2)[there][:, 0]
