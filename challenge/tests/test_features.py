@@ -94,3 +94,12 @@ def test_rounding_is_no_difference() -> None:
     rounding = np.random.default_rng(0).normal(1, 1e-7, EMBEDDINGS.shape).astype(np.float32)
     _, sources = MovieFeatures().fit_transform(CATALOGUE, rounding)
     assert "vector/overview embedding" not in sources
+
+
+def test_few_values_make_few_topics() -> None:
+    """A column has no more dimensions than its values tell apart: what is beyond them would be rounding."""
+    values = ["red car", "blue car", "green bike", "car bike"] * 20
+    catalogue = pd.DataFrame({"thing": values, "overview": None}, dtype=object)
+    vectors, sources = MovieFeatures().fit_transform(catalogue, np.full((80, 2), np.nan, np.float32))
+    assert set(sources) == {"words/thing"} and len(sources) <= 4
+    assert len(np.unique(vectors.round(4), axis=0)) == 4
