@@ -133,13 +133,12 @@ def fit_model(
         "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
         "strongest features": pd.Series(tastes.strengths_).nlargest(FIXED.strongest).to_dict(),
     }
-    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
-    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
+    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars, "promised": quality}
+    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "given": expected - mean}
     # The last user is any that is unknown.
     people = {name: np.append(column, 0) for name, column in zip(HABITS, (activity, spreads, selections))}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
     public_taste = {"mean": mean, "quality": public.projection_ @ public.weights_[0]}
-    public_taste |= {"promised": quality, "given": expected - mean}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
     model = RatingModel(features.arrays_ | history | people | public_taste | final, report)

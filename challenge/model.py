@@ -91,9 +91,8 @@ class RatingModel:
         quality[places[there]], public[places[there]] = learned["promised"][there], learned["given"][there]
         described = {"numbers": vectors[:, is_number(sources)], "qualities": public, "surplus": public - quality}
         described["vectors"] = with_level(quality, vectors) @ learned["projection"]
-        described["overview_qualities"] = overview_quality
         described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        described["catalogue"] = np.array(list(catalogue))
+        described |= {"overview_qualities": overview_quality, "catalogue": np.array(list(catalogue))}
         new.catalogue, new.arrays = catalogue, learned | described
         return new
 
@@ -231,8 +230,7 @@ class RatingModel:
         concerned, history = new._history(user)
         new.arrays["tastes"][concerned] = fit_users(old["vectors"], history)[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
-        picked = history._replace(stars=old["surplus"][history.movies])
-        new.arrays["selection"][concerned] = shrunk_means(picked)[0]
+        new.arrays["selection"][concerned] = shrunk_means(history._replace(stars=old["surplus"][history.movies]))[0]
         return new
 
     def _history(self, users: Indices) -> tuple[Indices, Ratings]:

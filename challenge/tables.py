@@ -68,12 +68,12 @@ def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
         raise TableError(f"line {line}, column '{column}': the cell {what}")
 
 
-def read_pairs(source: IO[bytes], *, rated: bool) -> pd.DataFrame:
+def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     """Read users and movies, and the ratings where the table has them.
 
     Parameters
     ----------
-    source : file
+    source : file or path
         CSV with the columns ``userId`` and ``movieId`` (or ``movieID``), in any order; others are ignored.
     rated : bool
         Whether there is a column ``rating`` from 1 to 5.
@@ -90,8 +90,8 @@ def read_pairs(source: IO[bytes], *, rated: bool) -> pd.DataFrame:
         If the table cannot be used; the message names the line and the column.
     """
     columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
-    wanted = {name.lower() for name in columns}
-    table = read_csv(source, columns, dtype=str, usecols=lambda name: name.strip().lower() in wanted).astype("category")
+    table = read_csv(source, columns, dtype=str, usecols=lambda name: NAMES.get(name.strip().lower()) in columns)
+    table = table.astype("category")
     if rated:
         # As categories: a few distinct texts are parsed instead of one a row.
         values = pd.to_numeric(table["rating"].cat.categories.to_series(), errors="coerce").to_numpy(np.float64)

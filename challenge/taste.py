@@ -310,8 +310,7 @@ class Taste:
         if not hasattr(self, "scales_"):
             self._learn_scales(design, np.unique(["level", *sources], return_inverse=True)[1], ratings)
         scaled = design[:, 1:] * self.scales_[1:]
-        stars = self.noise_ * pd.Series(scaled.var(axis=0)).groupby(list(map(str, sources))).sum()
-        self.strengths_ = np.sqrt(stars).to_dict()
+        self.strengths_ = np.sqrt(self.noise_ * pd.Series(scaled.var(axis=0)).groupby([*sources]).sum()).to_dict()
         most, main = FIXED.dimensions - 1, slice(FIXED.axes)
         axes = np.fliplr(np.linalg.eigh(scaled.T @ scaled)[1])[:, :most]
         self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)

@@ -399,9 +399,7 @@ def read_plan(path: Path, **changes: str) -> Plan:
 
 def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:
     """Teach an encoder the CSVs of a CATALOGUE and of RATINGS by a YAML plan; write it to a FOLDER."""
-    with ratings.open("rb") as file:
-        rated = read_pairs(file, rated=True)
-    report = teach(read_catalogue(catalogue), rated, folder, read_plan(plan))
+    report = teach(read_catalogue(catalogue), read_pairs(ratings, rated=True), folder, read_plan(plan))
     print(yaml.safe_dump(report))
 
 
