@@ -11,7 +11,7 @@ from challenge.features import MovieFeatures, is_number
 from challenge.model import HABITS, RatingModel
 from challenge.settings import FIXED
 from challenge.tables import RATINGS, TableError
-from challenge.taste import Floats, Indices, Ratings, Taste, shrunk_means
+from challenge.taste import Floats, Indices, Ratings, Taste, shrunk_means, with_level
 
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
 
@@ -133,13 +133,15 @@ def fit_model(
         "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
         "strongest features": pd.Series(tastes.strengths_).nlargest(FIXED.strongest).to_dict(),
     }
-    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars, "promised": quality}
-    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "given": expected - mean}
+    history = {"users": np.array(list(users)), "movies": np.array(list(movies)), "stars": stars}
+    history |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32)}
     # The last user is any that is unknown.
     people = {name: np.append(column, 0) for name, column in zip(HABITS, (activity, spreads, selections))}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
-    public_taste = {"mean": mean, "quality": public.projection_ @ public.weights_[0]}
+    public_taste = {"mean": mean, "quality": public.projection_ @ public.weights_[0], "given": expected - mean}
+    # Movies that are rated, as tastes were learned from them: as they look to the folds without them.
+    rated = {"rated": with_level(quality, vectors) @ tastes.projection_, "surplus": expected - mean - quality}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
-    model = RatingModel(features.arrays_ | history | people | public_taste | final, report)
+    model = RatingModel(features.arrays_ | history | people | public_taste | rated | final, report)
     return model.describe(catalogue.index, described, sources)

@@ -76,23 +76,21 @@ class RatingModel:
         -------
         RatingModel
             A new one. Its arrays of movies have one more at the end, for those that are unknown: ``numbers``, the
-            catalogue's; ``qualities``, the stars above the mean that the catalogue promises, or that the public gave
-            where there are ratings; ``surplus``, by how much that is more than promised; ``vectors``, what users'
-            weights are multiplied with, the first dimension being the same for all movies; and the overview's part in
-            qualities and vectors.
+            catalogue's; ``vectors``, what users' weights are multiplied with, the first dimension being the same for
+            all movies; ``qualities``, the stars above the mean that the catalogue promises, or that the public gave in
+            the training; and the overview's part in both, none in what the public gave.
         """
         new, learned = copy(self), self.arrays
         vectors = np.pad(vectors, ((0, 1), (0, 0)))
         overview = np.where(sources == OVERVIEW, vectors, 0)
         quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
-        places, public = catalogue.get_indexer(self.movies), quality.copy()
-        there = places >= 0
-        # Tastes were learned from movies as they look to the folds without them.
-        quality[places[there]], public[places[there]] = learned["promised"][there], learned["given"][there]
-        described = {"numbers": vectors[:, is_number(sources)], "qualities": public, "surplus": public - quality}
+        described = {"numbers": vectors[:, is_number(sources)], "catalogue": np.array(list(catalogue))}
         described["vectors"] = with_level(quality, vectors) @ learned["projection"]
         described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        described |= {"overview_qualities": overview_quality, "catalogue": np.array(list(catalogue))}
+        places = catalogue.get_indexer(self.movies)
+        rated = places[places >= 0]
+        quality[rated], overview_quality[rated] = learned["given"][places >= 0], 0
+        described |= {"qualities": quality, "overview_qualities": overview_quality}
         new.catalogue, new.arrays = catalogue, learned | described
         return new
 
@@ -199,18 +197,20 @@ class RatingModel:
         DataFrame of shape (at most count, 5)
             ``movieId`` and the columns of `explain`, the best first.
         """
-        rated = self._history(self.users.get_indexer([user]))[1].movies
-        pairs = pd.DataFrame({"userId": user, "movieId": np.delete(self.catalogue, rated)}).astype("category")
+        rated = self.movies[self._history(self.users.get_indexer([user]))[1].movies]
+        others = self.catalogue[~self.catalogue.isin(rated)]
+        pairs = pd.DataFrame({"userId": user, "movieId": others}).astype("category")
         best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
         return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
 
     def update(self, ratings: pd.DataFrame) -> "RatingModel":
-        """Return a model that knows more ratings; the tastes of their users are learned anew, all else stays.
+        """Return a model that knows more ratings; their users' tastes and, but for the spread, habits are learned anew.
 
         Parameters
         ----------
         ratings : DataFrame of shape (ratings, 3)
-            As of `fitting.fit_model`; the users may be new. What the catalogue lacks counts for nothing.
+            As of `fitting.fit_model`; the users may be new. Movies that neither the catalogue has nor ratings were
+            learned from count for nothing.
 
         Returns
         -------
@@ -218,31 +218,35 @@ class RatingModel:
             A new one.
         """
         old, new = self.arrays, copy(self)
+        ratings = ratings[ratings["movieId"].isin(self.movies.append(self.catalogue))]
         first_user, first_movie = len(self.users), len(self.movies)
         user, users = pd.factorize(np.append(self.users, ratings["userId"]))
         movie, names = pd.factorize(np.append(self.movies, ratings["movieId"]))
         user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
         new.users, new.movies = pd.Index(users), pd.Index(names)
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
+        places = self.catalogue.get_indexer(new.movies[first_movie:])
+        added |= {"rated": old["vectors"][places], "given": old["qualities"][places]}
+        added["surplus"] = np.zeros_like(places, np.float32)
         new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
-        new.arrays |= {name: np.append(old[name], column) for name, column in added.items()}
+        new.arrays |= {name: np.concatenate([old[name], part]) for name, part in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in HABITS}
         concerned, history = new._history(user)
-        new.arrays["tastes"][concerned] = fit_users(old["vectors"], history)[0]
+        new.arrays["tastes"][concerned] = fit_users(new.arrays["rated"], history)[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
-        new.arrays["selection"][concerned] = shrunk_means(history._replace(stars=old["surplus"][history.movies]))[0]
+        picked = history._replace(stars=new.arrays["surplus"][history.movies])
+        new.arrays["selection"][concerned] = shrunk_means(picked)[0]
         return new
 
     def _history(self, users: Indices) -> tuple[Indices, Ratings]:
-        """Return those of some users who rated movies of the catalogue, and these ratings, the last of each pair."""
+        """Return those of some users who rated movies, and these ratings, the last of each pair."""
         learned = self.arrays
         rows = np.flatnonzero(np.isin(learned["user"], users))
-        places = self.catalogue.get_indexer(self.movies)[learned["movie"][rows]]
-        pairs = pd.DataFrame({"user": learned["user"][rows], "place": places, "stars": learned["stars"][rows]})
-        pairs = pairs[places >= 0].drop_duplicates(["user", "place"], keep="last")
-        (concerned, user), place = np.unique(pairs["user"], return_inverse=True), pairs["place"].to_numpy()
-        stars = (pairs["stars"].to_numpy() - learned["mean"] - learned["qualities"][place]).astype(np.float32)
-        return concerned, Ratings(user, place, np.zeros_like(place), stars, np.ones_like(stars))
+        pairs = pd.DataFrame({name: learned[name][rows] for name in ("user", "movie", "stars")})
+        pairs = pairs.drop_duplicates(["user", "movie"], keep="last")
+        (concerned, user), movie = np.unique(pairs["user"], return_inverse=True), pairs["movie"].to_numpy()
+        stars = (pairs["stars"].to_numpy() - learned["mean"] - learned["given"][movie]).astype(np.float32)
+        return concerned, Ratings(user, movie, np.zeros_like(movie), stars, np.ones_like(stars))
 
     def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
@@ -262,14 +266,14 @@ class RatingModel:
     def _reasons(self, user: Indices, movie: Indices) -> list[dict[str, float]]:
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
         learned, (concerned, history) = self.arrays, self._history(user)
-        vectors, raters, reasons = learned["vectors"], concerned[history.users], []
+        raters, reasons = concerned[history.users], []
         # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
-        left = history.stars - products(learned["tastes"], raters, vectors, history.movies)
+        left = history.stars - products(learned["tastes"], raters, learned["rated"], history.movies)
         own = pd.Series(raters).groupby(raters).indices
         for one, target in zip(user, movie):
             rows = own.get(one, [])
             rated = history.movies[rows]
-            stars = left[rows] * (vectors[rated, 1:] @ vectors[target, 1:])
+            stars = left[rows] * (learned["rated"][rated, 1:] @ learned["vectors"][target, 1:])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
-            reasons.append(dict(zip(self.catalogue[rated[best]], stars[best].tolist())))
+            reasons.append(dict(zip(self.movies[rated[best]], stars[best].tolist())))
         return reasons

@@ -70,7 +70,7 @@ BEGIN
     UPDATE paces SET latest = julianday('now') * 86400 WHERE training = NEW.id;
 END;
 
--- What is divided by nothing is null.
+-- The pace and the seconds left are null while nothing was counted, the seconds also when all is done.
 CREATE VIEW IF NOT EXISTS progress AS
 SELECT
     id,
@@ -79,7 +79,7 @@ SELECT
     done,
     total,
     round(nullif(done - first, 0) / (latest - began), 1) AS done_per_second,
-    CASE WHEN ended IS NULL THEN round((total - done) * (latest - began) / (done - first)) END AS seconds_left,
+    CASE WHEN ended IS NULL THEN round(nullif(total - done, 0) * (latest - began) / (done - first)) END AS seconds_left,
     started,
     round((julianday(coalesce(ended, 'now')) - julianday(started)) * 86400, 3) AS seconds,
     report,

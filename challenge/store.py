@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -71,7 +71,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def digest(path: Path) -> str:
     """Return the sha256 of a file's content, or nothing where there is no file."""
-    return sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 class Store:

@@ -203,16 +203,16 @@ def errors(data: Path, epochs: int, folder: Path) -> None:
     """Compare the ratings' errors on held-out movies without overviews, and with encoders, same folds.
 
     The first table is of fits that may use all ratings for their folds, as none of these encoders has seen one, and has
-    the means of five draws of the folds, which differ by more than the encoders do. The second hides folds of movies
-    from an encoder that is taught `liked`, and from the model.
+    the means of five seeds. The second hides folds of movies from an encoder that is
+    taught `liked`, and from the model.
     """
     catalogue, ratings = read(data)
     encoders = {"no overview": None, "random": randomised(folder / "random"), "carried": ENCODER}
     print("| encoder | cross-validated MSE |\n| --- | --- |")
     for name, encoder in encoders.items():
         with threadpool_limits(limits=1, user_api="blas"):
-            read_as = vectors(catalogue, encoder)
-            reports = [fit_model(ratings, catalogue, read_as, seed, str).report for seed in range(5)]
+            embeddings = vectors(catalogue, encoder)
+            reports = [fit_model(ratings, catalogue, embeddings, seed, str).report for seed in range(5)]
         mean = np.mean([report["cross-validated mse"]["model"] for report in reports])
         print(f"| {name} | {mean:.5f} |", flush=True)
     print("\n| fold | no overview | carried | taught `liked` as well |\n| --- | --- | --- | --- |")

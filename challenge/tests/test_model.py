@@ -129,6 +129,32 @@ def test_update(model: RatingModel) -> None:
     np.testing.assert_array_equal(model.predict(pairs), before)
 
 
+def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
+    """Ratings of movies that have left the catalogue go on counting, also when others are added to them."""
+    new = CATALOGUE.loc[PAIRS["movieId"].cat.categories]
+    vectors, sources = model.features.transform(new, EMBEDDINGS[: len(new)])
+    left = model.describe(new.index, vectors, sources)
+    before = model.predict(PAIRS)
+    np.testing.assert_allclose(left.predict(PAIRS), before, atol=1e-5)
+    user = str(PAIRS["userId"].iloc[0])
+    own = RATINGS[RATINGS["userId"] == user]
+    np.testing.assert_allclose(left.update(own.iloc[:1]).predict(PAIRS), before, atol=0.002)
+    added = pd.DataFrame({"userId": user, "rating": [5.0], "movieId": [new.index[0]]})
+    assert left.update(added).arrays["activity"][left.users.get_loc(user)] == len(own) + 1
+    assert set(left.recommend(user, 200, 0.9)["movieId"]) == set(new.index)
+
+
+def test_rated_movies_owe_the_overview_nothing() -> None:
+    """What the public gave is quality, all of it; what the catalogue promises is the overview's in part."""
+    embeddings = np.random.default_rng(0).normal(size=EMBEDDINGS.shape).astype(np.float32)
+    model = fit_model(RATINGS, CATALOGUE, embeddings, 0, str)
+    movies = pd.DataFrame({"userId": "x", "movieId": CATALOGUE.index}, dtype="category")
+    parts = pd.DataFrame(model.explain(movies)["why"].tolist(), index=CATALOGUE.index)
+    assert ((parts["overview"] == 0) == CATALOGUE.index.isin(model.movies)).all()
+    given = pd.Series(model.arrays["given"], model.movies)
+    assert np.corrcoef(parts["quality"][model.movies], given)[0, 1] > 0.99
+
+
 def test_update_by_unknown_movies(model: RatingModel) -> None:
     """Ratings of movies that the catalogue lacks change no prediction."""
     ratings = pd.DataFrame({"userId": ["1", "new"], "rating": [5.0, 1.0], "movieId": ["none", "none"]})

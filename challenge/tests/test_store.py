@@ -140,13 +140,16 @@ def test_progress(store: Store) -> None:
     assert [told[name] for name in ("state", "stage", "done", "total")] == ["running", "encoder", 3, 9]
     assert told["seconds"] >= 0
     assert all(told[name] is None for name in ("report", "error", "done_per_second", "seconds_left"))
+    store._rows("UPDATE paces SET began = began - 2")
     store.update(number, done=6, total=9)
-    store._rows("UPDATE paces SET latest = began + 2")
-    assert [store.training(number)[name] for name in ("done_per_second", "seconds_left")] == [1.5, 2]
+    told = store.training(number)
+    assert told["done_per_second"] == pytest.approx(1.5, abs=0.3) and told["seconds_left"] == pytest.approx(2, abs=1)
+    store.update(number, done=9, total=9)
+    assert store.training(number)["seconds_left"] is None
     store.save(MODEL, number, 5)
     told = store.training(number)
-    assert [told[name] for name in ("state", "report", "done_per_second")] == ["done", MODEL.report, 1.5]
-    assert told["seconds_left"] is None
+    assert [told[name] for name in ("state", "report", "seconds_left")] == ["done", MODEL.report, None]
+    assert told["done_per_second"] > 0
     failed = store.begin()
     store.update(failed, error="no luck")
     assert [store.training(failed)[name] for name in ("state", "error")] == ["failed", "no luck"]
