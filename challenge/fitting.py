@@ -111,8 +111,9 @@ def fit_model(
     plain = mean + quality[movie] + taste
     squares = np.square(stars - plain)
     spreads, spread = shrunk_means(personal._replace(stars=squares - squares.mean()))
+    given, surplus = expected - mean, expected - mean - quality
     # Who picks movies that are better than the catalogue promises will do so again.
-    selections, selection = shrunk_means(personal._replace(stars=expected[movie] - mean - quality[movie]))
+    selections, selection = shrunk_means(personal._replace(stars=surplus[movie]))
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
     folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
     terms = [taste, quality[movie], activity[user], spread, selection]
@@ -138,9 +139,9 @@ def fit_model(
     # The last user is any that is unknown.
     people = {name: np.append(column, 0) for name, column in zip(HABITS, (activity, spreads, selections))}
     people |= {"tastes": np.pad(tastes.weights_, ((0, 1), (0, 0))), "projection": tastes.projection_}
-    public_taste = {"mean": mean, "quality": public.projection_ @ public.weights_[0], "given": expected - mean}
-    # Movies that are rated, as tastes were learned from them: as they look to the folds without them.
-    rated = {"rated": with_level(quality, vectors) @ tastes.projection_, "surplus": expected - mean - quality}
+    public_taste = {"mean": mean, "quality": public.projection_ @ public.weights_[0]}
+    # Tastes were learned from the rated movies as they look to the folds without them.
+    rated = {"given": given, "surplus": surplus, "rated_vectors": with_level(quality, vectors) @ tastes.projection_}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
     final = {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}
     model = RatingModel(features.arrays_ | history | people | public_taste | rated | final, report)

@@ -87,9 +87,9 @@ class RatingModel:
         described = {"numbers": vectors[:, is_number(sources)], "catalogue": np.array(list(catalogue))}
         described["vectors"] = with_level(quality, vectors) @ learned["projection"]
         described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        places = catalogue.get_indexer(self.movies)
-        rated = places[places >= 0]
-        quality[rated], overview_quality[rated] = learned["given"][places >= 0], 0
+        there = self.movies.isin(catalogue)
+        rated = catalogue.get_indexer(self.movies[there])
+        quality[rated], overview_quality[rated] = learned["given"][there], 0
         described |= {"qualities": quality, "overview_qualities": overview_quality}
         new.catalogue, new.arrays = catalogue, learned | described
         return new
@@ -226,13 +226,13 @@ class RatingModel:
         new.users, new.movies = pd.Index(users), pd.Index(names)
         added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
         places = self.catalogue.get_indexer(new.movies[first_movie:])
-        added |= {"rated": old["vectors"][places], "given": old["qualities"][places]}
+        added |= {"rated_vectors": old["vectors"][places], "given": old["qualities"][places]}
         added["surplus"] = np.zeros_like(places, np.float32)
         new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
         new.arrays |= {name: np.concatenate([old[name], part]) for name, part in added.items()}
         new.arrays |= {name: np.pad(old[name], more) for name in HABITS}
         concerned, history = new._history(user)
-        new.arrays["tastes"][concerned] = fit_users(new.arrays["rated"], history)[0]
+        new.arrays["tastes"][concerned] = fit_users(new.arrays["rated_vectors"], history)[0]
         new.arrays["activity"][concerned] = np.bincount(history.users)
         picked = history._replace(stars=new.arrays["surplus"][history.movies])
         new.arrays["selection"][concerned] = shrunk_means(picked)[0]
@@ -268,12 +268,12 @@ class RatingModel:
         learned, (concerned, history) = self.arrays, self._history(user)
         raters, reasons = concerned[history.users], []
         # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
-        left = history.stars - products(learned["tastes"], raters, learned["rated"], history.movies)
+        left = history.stars - products(learned["tastes"], raters, learned["rated_vectors"], history.movies)
         own = pd.Series(raters).groupby(raters).indices
         for one, target in zip(user, movie):
             rows = own.get(one, [])
             rated = history.movies[rows]
-            stars = left[rows] * (learned["rated"][rated, 1:] @ learned["vectors"][target, 1:])
+            stars = left[rows] * (learned["rated_vectors"][rated, 1:] @ learned["vectors"][target, 1:])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
             reasons.append(dict(zip(self.movies[rated[best]], stars[best].tolist())))
         return reasons

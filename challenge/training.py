@@ -124,7 +124,7 @@ class Service:
         # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
-        fingerprints |= {"ratings": sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()}
+        fingerprints["ratings"] = sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()
         model.report |= {"encoder": encoder._asdict(), "overviews encoded": encoded, "fingerprints": fingerprints}
         model.report |= {"teaching": lessons} if lessons else {}
         return model

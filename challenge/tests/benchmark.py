@@ -27,8 +27,7 @@ def measure(folder: Path) -> None:
     def enter(stage: str) -> None:
         clock[stage] = perf_counter()
 
-    with (folder / "df_train.csv").open("rb") as file:
-        ratings = read_pairs(file, rated=True)
+    ratings = read_pairs(folder / "df_train.csv", rated=True)
     catalogue = read_catalogue(folder / "df_movies.csv")
     embeddings = np.random.default_rng(0).normal(size=(len(catalogue), 768)).astype(np.float32)
     with threadpool_limits(limits=1, user_api="blas"):

@@ -144,8 +144,7 @@ def read_data(folders: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     for folder in folders:
         catalogue = read_catalogue(folder / "df_movies.csv")
         catalogues.append(catalogue.set_axis(folder.name + "/" + catalogue.index))
-        with (folder / "df_train.csv").open("rb") as file:
-            pairs = read_pairs(file, rated=True)
+        pairs = read_pairs(folder / "df_train.csv", rated=True)
         ratings.append(pairs.assign(**{name: folder.name + "/" + pairs[name].astype(str) for name in IDS}))
     return pd.concat(catalogues), pd.concat(ratings)
 

@@ -70,8 +70,7 @@ class Watched(teaching.Unfreezing):
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read a folder's catalogue and its ratings for training."""
-    with (folder / "df_train.csv").open("rb") as file:
-        return read_catalogue(folder / "df_movies.csv"), read_pairs(file, rated=True)
+    return read_catalogue(folder / "df_movies.csv"), read_pairs(folder / "df_train.csv", rated=True)
 
 
 def plan_from(encoder: Path, epochs: int, **update: Any) -> Plan:
@@ -203,8 +202,8 @@ def errors(data: Path, epochs: int, folder: Path) -> None:
     """Compare the ratings' errors on held-out movies without overviews, and with encoders, same folds.
 
     The first table is of fits that may use all ratings for their folds, as none of these encoders has seen one, and has
-    the means of five seeds. The second hides folds of movies from an encoder that is
-    taught `liked`, and from the model.
+    the means of five seeds. The second hides folds of movies from an encoder that is taught `liked`, and from the
+    model.
     """
     catalogue, ratings = read(data)
     encoders = {"no overview": None, "random": randomised(folder / "random"), "carried": ENCODER}
@@ -220,9 +219,8 @@ def errors(data: Path, epochs: int, folder: Path) -> None:
     for fold in range(5):
         hidden = hidden_movies(ratings, fold)
         teach(catalogue, ratings[~hidden], folder / f"liked{fold}", plan_from(ENCODER, epochs))
-        rows += [
-            [held_out_error(catalogue, ratings, hidden, path) for path in (None, ENCODER, folder / f"liked{fold}")]
-        ]
+        encoded_by = (None, ENCODER, folder / f"liked{fold}")
+        rows.append([held_out_error(catalogue, ratings, hidden, encoder) for encoder in encoded_by])
         print(f"| {fold} |", *(f"{error:.4f} |" for error in rows[-1]), flush=True)
     print("| mean |", *(f"{error:.4f} |" for error in np.mean(rows, axis=0)))
 

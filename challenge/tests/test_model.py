@@ -156,7 +156,7 @@ def test_rated_movies_owe_the_overview_nothing() -> None:
 
 
 def test_update_by_unknown_movies(model: RatingModel) -> None:
-    """Ratings of movies that the catalogue lacks change no prediction."""
+    """Ratings of movies that neither the training nor the catalogue knows change no prediction."""
     ratings = pd.DataFrame({"userId": ["1", "new"], "rating": [5.0, 1.0], "movieId": ["none", "none"]})
     updated = model.update(ratings)
     np.testing.assert_allclose(updated.predict(PAIRS), model.predict(PAIRS), atol=0.01)

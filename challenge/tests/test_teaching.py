@@ -272,8 +272,7 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
     killed.kill()
     killed.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    with (tmp_path / "ratings.csv").open("rb") as file:
-        ratings = read_pairs(file, rated=True)
+    ratings = read_pairs(tmp_path / "ratings.csv", rated=True)
     catalogue = read_catalogue(tmp_path / "movies.csv")
     whole, resumed = (teach(catalogue, ratings, tmp_path / name, plan) for name in ("whole", "killed"))
     assert resumed["epoch"] == whole["epoch"] == 3
@@ -282,8 +281,7 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
 
 def test_first_stage_of_a_training(tmp_path: Path) -> None:
     """By a setting the service teaches its encoder first, reports all tasks, and predicts with the new encoder."""
-    with (DEMO / "df_train.csv").open("rb") as file:
-        ratings = read_pairs(file, rated=True).head(2_000)
+    ratings = read_pairs(DEMO / "df_train.csv", rated=True).head(2_000)
     (tmp_path / "df_movies.csv").write_text((DEMO / "df_movies.csv").read_text("utf-8"), "utf-8")
     plan = read_plan(PLAN)
     plan.training.update({"max_steps": 2, "disable_tqdm": True})

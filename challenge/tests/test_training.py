@@ -20,8 +20,7 @@ Damage = Callable[[int], None]
 @pytest.fixture(scope="module")
 def ratings() -> pd.DataFrame:
     """Read the demo's ratings."""
-    with (DEMO / "df_train.csv").open("rb") as file:
-        return read_pairs(file, rated=True)
+    return read_pairs(DEMO / "df_train.csv", rated=True)
 
 
 @pytest.fixture(scope="module")
