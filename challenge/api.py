@@ -7,7 +7,6 @@ from logging.config import dictConfig
 from secrets import compare_digest
 from typing import Annotated, Any
 
-import pandas as pd
 import yaml
 from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
 from fastapi import APIRouter, Body, Depends, File, Header, Path, Query, Request, Response, UploadFile
@@ -113,7 +112,8 @@ def show_models() -> dict[str, Any]:
 @router.put("/models/active")
 def activate(model: Annotated[int, Body(embed=True, ge=1, le=2**53)]) -> dict[str, Any]:
     """Make a model serve, in all workers; answer with its report."""
-    return service.activate(model)
+    service.store.activate(model)
+    return service.serving().report
 
 
 @router.put("/movies")
@@ -146,7 +146,7 @@ def rate(file: Upload) -> dict[str, int]:
 def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> Response:
     """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
     pairs, model = read_pairs(file.file, rated=False), service.serving()
-    answer = model.explain(pairs, level) if detail else pd.Series(model.predict(pairs))
+    answer = model.explain(pairs, level) if detail else model.predict(pairs)
     PREDICTED.inc(len(pairs))
     headers = {"X-Model": str(model.report["model"])}
     return Response(answer.to_json(orient="index"), media_type="application/json", headers=headers)

@@ -27,15 +27,11 @@ def tokens(cell: str) -> list[str]:
     return cell.split("|") if "|" in cell else WORD.findall(cell)
 
 
-def as_number(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
-    """Read numbers, their long tails drawn in; NaN where there is none."""
-    return np.arcsinh(pd.to_numeric(column, errors="coerce").astype(float).to_numpy()[:, None])
-
-
-def as_date(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
-    """Read dates as years and their fractions; NaN where there is none."""
+def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
+    """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True).dt
-    return (dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None]
+    numbers = pd.to_numeric(column, errors="coerce").astype(float).fillna(dates.year + dates.day_of_year / 366)
+    return np.arcsinh(numbers.to_numpy(np.float64)[:, None])
 
 
 def as_words(column: "pd.Series[str]") -> Any:
@@ -43,7 +39,7 @@ def as_words(column: "pd.Series[str]") -> Any:
     return HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets).transform(column.fillna("").astype(str))
 
 
-READERS: dict[str, Callable[[Any], Any]] = {"number": as_number, "date": as_date, "words": as_words}
+READERS: dict[str, Callable[[Any], Any]] = {"number": as_numbers, "words": as_words}
 Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
 
@@ -88,9 +84,8 @@ class MovieFeatures:
         """
         self.arrays_, wide = {}, {OVERVIEW: embeddings}
         for name, column in catalogue.items():
-            cells = column.dropna()
-            read = (kind for kind in ("number", "date") if np.isfinite(READERS[kind](cells)).mean() >= FIXED.readable)
-            kind = next(read, "words") if len(cells) else "words"
+            told = np.isfinite(as_numbers(column)).sum()
+            kind = "number" if told and told >= FIXED.readable * column.notna().sum() else "words"
             wide[f"{kind}/{name}"] = READERS[kind](column)
         for key, values in wide.items():
             self._fit_source(key, values)
@@ -149,4 +144,4 @@ class MovieFeatures:
 
 def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:
     """Tell which dimensions are a number or a date."""
-    return np.char.startswith(sources, "number/") | np.char.startswith(sources, "date/")
+    return np.char.startswith(sources, "number/")

@@ -1,5 +1,6 @@
 """The rating model: it predicts the ratings of movies that nobody has rated, says how sure it is, and why."""
 
+from collections.abc import Callable
 from copy import copy
 from threading import Lock
 from typing import Any
@@ -12,15 +13,17 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from challenge.features import OVERVIEW, MovieFeatures, is_number
 from challenge.settings import FIXED, ChallengeError
-from challenge.tables import RATINGS
-from challenge.taste import Floats, Indices, Ratings, fit_users, shrunk_means, with_level
+from challenge.tables import RATINGS, TableError
+from challenge.taste import Floats, Indices, Ratings, Taste, fit_users, habits, shrunk_means, with_level
 
-# What is known of a user beside the taste.
-HABITS = ("activity", "spread", "selection")
 # The first of the trees' features; the catalogue's numbers follow.
-TERMS = ("taste", "quality", *HABITS)
+TERMS = ("taste", "quality", "activity", "spread", "selection")
+RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
+
+
+Arrays = dict[str, NDArray[Any]]
 
 
 class NotFoundError(ChallengeError):
@@ -33,13 +36,48 @@ def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) ->
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
+def describe(learned: Arrays, vectors: Floats, sources: NDArray[np.str_], promised: Floats, given: Floats) -> Arrays:
+    """Work out all that predictions need of movies.
+
+    Parameters
+    ----------
+    learned : dict of str to ndarray
+        With the ``projection`` of tastes, and the weights of the movies' ``quality``.
+    vectors : ndarray of shape (movies, dimensions)
+        Movie vectors.
+    sources : ndarray of shape (dimensions,)
+        As of `MovieFeatures.transform`.
+    promised, given : ndarray of shape (movies,)
+        Stars above the mean that the catalogue promises, and that the public gave, or again what is promised.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``numbers``, the catalogue's; ``vectors``, what users' weights are multiplied with, the last dimension being the
+        same for all movies; ``qualities``, what is given, and the ``surplus`` over what is promised; and the overview's
+        part in vectors and qualities.
+    """
+    overview = np.where(sources == OVERVIEW, vectors, 0)
+    # What the public gave owes the overview nothing.
+    told = np.where(given == promised, overview @ learned["quality"][:-1], 0)
+    return {
+        "numbers": vectors[:, is_number(sources)],
+        "vectors": with_level(promised, vectors) @ learned["projection"],
+        "qualities": given,
+        "surplus": given - promised,
+        "overview_vectors": np.column_stack([told, overview]) @ learned["projection"][:-1],
+        "overview_qualities": told,
+    }
+
+
 class RatingModel:
     """A rating is the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
 
     Parameters
     ----------
     arrays : dict of str to ndarray
-        All that was learned and what from, and the movies of a catalogue, as arrays of numbers and text.
+        All that was learned and what from, and what `describe` tells of movies, as arrays of numbers and text. The
+        first movies are those that ratings were learned from, the last one is any that is unknown; so is the last user.
     report : dict
         What was learned from, how well held-out movies are predicted, and the seconds of each stage.
 
@@ -47,21 +85,20 @@ class RatingModel:
     ----------
     features : MovieFeatures
         Fitted.
-    users, movies, catalogue : Index
-        Ids of the users and of the movies that ratings were learned from, and of the catalogue's movies.
+    users, movies : Index
+        Ids of the users, and of the movies that are known.
     """
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], report: dict[str, Any]) -> None:
+    def __init__(self, arrays: Arrays, report: dict[str, Any]) -> None:
         self.arrays = arrays
         self.report = report
         self.features = MovieFeatures()
         self.features.arrays_ = {key: array for key, array in arrays.items() if "/" in key}
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
-        self.catalogue = pd.Index(arrays.get("catalogue", []))
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
-    def describe(self, catalogue: "pd.Index[str]", vectors: Floats, sources: NDArray[np.str_]) -> "RatingModel":
-        """Return a model that knows the movies of a catalogue, and no others.
+    def with_catalogue(self, catalogue: "pd.Index[str]", vectors: Floats, sources: NDArray[np.str_]) -> "RatingModel":
+        """Return a model that knows the movies of a catalogue, and those that ratings were learned from.
 
         Parameters
         ----------
@@ -75,26 +112,18 @@ class RatingModel:
         Returns
         -------
         RatingModel
-            A new one. Its arrays of movies have one more at the end, for those that are unknown: ``numbers``, the
-            catalogue's; ``vectors``, what users' weights are multiplied with, the first dimension being the same for
-            all movies; ``qualities``, the stars above the mean that the catalogue promises, or that the public gave in
-            the training; and the overview's part in both, none in what the public gave.
+            A new one.
         """
         new, learned = copy(self), self.arrays
-        vectors = np.pad(vectors, ((0, 1), (0, 0)))
-        overview = np.where(sources == OVERVIEW, vectors, 0)
-        quality, overview_quality = with_level(vectors) @ learned["quality"], overview @ learned["quality"][1:]
-        described = {"numbers": vectors[:, is_number(sources)], "catalogue": np.array(list(catalogue))}
-        described["vectors"] = with_level(quality, vectors) @ learned["projection"]
-        described["overview_vectors"] = np.column_stack([overview_quality, overview]) @ learned["projection"][1:]
-        there = self.movies.isin(catalogue)
-        rated = catalogue.get_indexer(self.movies[there])
-        quality[rated], overview_quality[rated] = learned["given"][there], 0
-        described |= {"qualities": quality, "overview_qualities": overview_quality}
-        new.catalogue, new.arrays = catalogue, learned | described
+        rated, vectors = self.movies[: learned["rated"]], np.pad(vectors, ((0, 1), (0, 0)))
+        promised, others = with_level(vectors) @ learned["quality"], np.flatnonzero(~catalogue.isin(rated))
+        new.movies = rated.append(catalogue[others])
+        new.arrays = learned | {"movies": np.array(list(new.movies)), "listed": new.movies.isin(catalogue)}
+        for name, rows in describe(learned, vectors, sources, promised, promised).items():
+            new.arrays[name] = np.concatenate([learned[name][: len(rated)], rows[others], rows[-1:]])
         return new
 
-    def predict(self, pairs: pd.DataFrame) -> Floats:
+    def predict(self, pairs: pd.DataFrame) -> "pd.Series[float]":
         """Predict ratings.
 
         Parameters
@@ -104,10 +133,10 @@ class RatingModel:
 
         Returns
         -------
-        ndarray of shape (pairs,)
+        Series of shape (pairs,)
             Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
         """
-        return self._rate(self._features(*self._locate(pairs)))
+        return pd.Series(self._rate(self._features(*self._locate(pairs))))
 
     def explain(self, pairs: pd.DataFrame, level: float = FIXED.level) -> pd.DataFrame:
         """Predict ratings, how far they may be off, and why.
@@ -136,12 +165,15 @@ class RatingModel:
             shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
         rating = self._rate(features)
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
-        habit, quality = learned["tastes"][user, 0] * learned["vectors"][movie, 0], learned["overview_qualities"][movie]
+        habit, quality = (
+            learned["tastes"][user, -1] * learned["vectors"][movie, -1],
+            learned["overview_qualities"][movie],
+        )
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
         why = pd.DataFrame(
             {
                 "baseline": np.full(len(pairs), learned["mean"], float),
-                "user": habit + sum(shares[name] for name in HABITS),
+                "user": habit + sum(shares[name] for name in TERMS[2:]),
                 "quality": features[:, 1] - quality + shares["quality"],
                 "taste": features[:, 0] - habit - overview + shares["taste"],
                 "overview": quality + overview,
@@ -171,14 +203,14 @@ class RatingModel:
         Raises
         ------
         NotFoundError
-            If the catalogue has no such movie.
+            If there is no such movie.
         """
-        if movie not in self.catalogue:
-            raise NotFoundError(f"there is no movie '{movie}' in the catalogue")
-        # The first dimension is the same for all, the last movie is any that is unknown.
-        vectors, others = self.arrays["vectors"][:-1, 1:], self.catalogue != movie
-        similarity = cosine_similarity(vectors[others], vectors[~others])[:, 0]
-        return pd.DataFrame({"movieId": self.catalogue[others], "similarity": similarity}).nlargest(count, "similarity")
+        if movie not in self.movies:
+            raise NotFoundError(f"there is no movie '{movie}'")
+        # The last movie is any that is unknown, the last dimension the same for all.
+        vectors, others = self.arrays["vectors"][:-1, :-1], self.arrays["listed"] & (self.movies != movie)
+        similarity = cosine_similarity(vectors[others], vectors[self.movies == movie])[:, 0]
+        return pd.DataFrame({"movieId": self.movies[others], "similarity": similarity}).nlargest(count, "similarity")
 
     def recommend(self, user: str, count: int, level: float) -> pd.DataFrame:
         """Find the best movies that a user has not rated.
@@ -197,20 +229,19 @@ class RatingModel:
         DataFrame of shape (at most count, 5)
             ``movieId`` and the columns of `explain`, the best first.
         """
-        rated = self.movies[self._history(self.users.get_indexer([user]))[1].movies]
-        others = self.catalogue[~self.catalogue.isin(rated)]
-        pairs = pd.DataFrame({"userId": user, "movieId": others}).astype("category")
+        _, history = self._history(self.users.get_indexer(pd.Index([user])))
+        others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history.movies)
+        pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]}).astype("category")
         best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
         return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
 
     def update(self, ratings: pd.DataFrame) -> "RatingModel":
-        """Return a model that knows more ratings; their users' tastes and, but for the spread, habits are learned anew.
+        """Return a model that knows more ratings; their users' tastes and habits are learned anew.
 
         Parameters
         ----------
         ratings : DataFrame of shape (ratings, 3)
-            As of `fitting.fit_model`; the users may be new. Movies that neither the catalogue has nor ratings were
-            learned from count for nothing.
+            As of `fit_model`; the users may be new. Movies that are not known count for nothing.
 
         Returns
         -------
@@ -218,24 +249,16 @@ class RatingModel:
             A new one.
         """
         old, new = self.arrays, copy(self)
-        ratings = ratings[ratings["movieId"].isin(self.movies.append(self.catalogue))]
-        first_user, first_movie = len(self.users), len(self.movies)
+        ratings = ratings[ratings["movieId"].isin(self.movies)]
         user, users = pd.factorize(np.append(self.users, ratings["userId"]))
-        movie, names = pd.factorize(np.append(self.movies, ratings["movieId"]))
-        user, movie, more = user[first_user:], movie[first_movie:], (0, len(users) - first_user)
-        new.users, new.movies = pd.Index(users), pd.Index(names)
-        added = {"user": user, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
-        places = self.catalogue.get_indexer(new.movies[first_movie:])
-        added |= {"rated_vectors": old["vectors"][places], "given": old["qualities"][places]}
-        added["surplus"] = np.zeros_like(places, np.float32)
-        new.arrays = old | {"users": users, "movies": names, "tastes": np.pad(old["tastes"], (more, (0, 0)))}
-        new.arrays |= {name: np.concatenate([old[name], part]) for name, part in added.items()}
-        new.arrays |= {name: np.pad(old[name], more) for name in HABITS}
-        concerned, history = new._history(user)
-        new.arrays["tastes"][concerned] = fit_users(new.arrays["rated_vectors"], history)[0]
-        new.arrays["activity"][concerned] = np.bincount(history.users)
-        picked = history._replace(stars=new.arrays["surplus"][history.movies])
-        new.arrays["selection"][concerned] = shrunk_means(picked)[0]
+        first, movie = len(self.users), self.movies.get_indexer(pd.Index(ratings["movieId"]))
+        added = {"user": user[first:], "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
+        new.users = pd.Index(users)
+        new.arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
+        new.arrays |= {name: np.pad(old[name], ((0, len(users) - first), (0, 0))) for name in ("tastes", "habits")}
+        concerned, history = new._history(user[first:])
+        new.arrays["tastes"][concerned] = fit_users(old["vectors"], history, np.eye(old["tastes"].shape[1]))[0]
+        new.arrays["habits"][concerned] = habits(history, old["surplus"], float(old["usual"]))[0]
         return new
 
     def _history(self, users: Indices) -> tuple[Indices, Ratings]:
@@ -245,19 +268,18 @@ class RatingModel:
         pairs = pd.DataFrame({name: learned[name][rows] for name in ("user", "movie", "stars")})
         pairs = pairs.drop_duplicates(["user", "movie"], keep="last")
         (concerned, user), movie = np.unique(pairs["user"], return_inverse=True), pairs["movie"].to_numpy()
-        stars = (pairs["stars"].to_numpy() - learned["mean"] - learned["given"][movie]).astype(np.float32)
+        stars = (pairs["stars"].to_numpy() - learned["mean"] - learned["qualities"][movie]).astype(np.float32)
         return concerned, Ratings(user, movie, np.zeros_like(movie), stars, np.ones_like(stars))
 
     def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
-        ids = {"userId": self.users, "movieId": self.catalogue}
+        ids = {"userId": self.users, "movieId": self.movies}
         return [index.get_indexer(pairs[name].cat.categories)[pairs[name].cat.codes] for name, index in ids.items()]
 
     def _features(self, user: Indices, movie: Indices) -> Floats:
         learned = self.arrays
         taste = products(learned["tastes"], user, learned["vectors"], movie)
-        terms = [taste, learned["qualities"][movie], *(learned[name][user] for name in HABITS)]
-        return np.column_stack([*terms, learned["numbers"][movie]])
+        return np.column_stack([taste, learned["qualities"][movie], learned["habits"][user], learned["numbers"][movie]])
 
     def _rate(self, features: Floats) -> Floats:
         ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
@@ -268,12 +290,138 @@ class RatingModel:
         learned, (concerned, history) = self.arrays, self._history(user)
         raters, reasons = concerned[history.users], []
         # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
-        left = history.stars - products(learned["tastes"], raters, learned["rated_vectors"], history.movies)
+        left = history.stars - products(learned["tastes"], raters, learned["vectors"], history.movies)
         own = pd.Series(raters).groupby(raters).indices
         for one, target in zip(user, movie):
             rows = own.get(one, [])
-            rated = history.movies[rows]
-            stars = left[rows] * (learned["rated_vectors"][rated, 1:] @ learned["vectors"][target, 1:])
+            rated: Any = history.movies[rows]
+            stars = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
             reasons.append(dict(zip(self.movies[rated[best]], stars[best].tolist())))
         return reasons
+
+
+def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
+    """Fit boosted trees, as many as predict held-out folds best.
+
+    Parameters
+    ----------
+    features : ndarray of shape (rows, features)
+        Without gaps.
+    target : ndarray of shape (rows,)
+        What is predicted.
+    folds : ndarray of shape (rows,)
+        The fold of each row's movie.
+    seed : int
+        Seed of the samples of rows and features.
+
+    Returns
+    -------
+    str
+        The trees, fitted on all rows.
+    ndarray of shape (rows,)
+        Prediction of each row by trees that have not seen its fold.
+
+    References
+    ----------
+    Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
+    """
+    settings = FIXED.trees | {"seed": seed}
+    data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
+    splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    trial = lgb.cv(settings | FIXED.search, data, folds=splits, return_cvbooster=True)["cvbooster"]
+    held_out = np.empty(len(target))
+    for booster, (_, rows) in zip(trial.boosters, splits):
+        held_out[rows] = booster.predict(features[rows], num_iteration=trial.best_iteration)
+    return lgb.train(settings, data, trial.best_iteration).model_to_string(), held_out
+
+
+def fit_model(
+    ratings: pd.DataFrame, catalogue: pd.DataFrame, embeddings: Floats, seed: int, enter: Callable[[str], Any]
+) -> RatingModel:
+    """Learn from ratings of movies in the catalogue.
+
+    Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
+    both, and others predict how far a rating will be off. Every term of a training row is computed without the fold of
+    its movie, the scales of the sources aside: so the row looks like one to predict, whose movie nobody has rated.
+
+    Parameters
+    ----------
+    ratings : DataFrame of shape (ratings, 3)
+        ``userId`` and ``movieId`` as categories of text, ``rating``; a pair comes once.
+    catalogue : DataFrame of shape (movies, columns)
+        Cells as text, by movie id.
+    embeddings : ndarray of shape (movies, dimensions)
+        Of the overviews; NaN where there is none.
+    seed : int
+        Seed of the folds and of every random choice.
+    enter : callable
+        Told the name of each stage as it begins: ``features``, ``taste``, ``trees``.
+
+    Returns
+    -------
+    RatingModel
+        Fitted; it knows the movies of the catalogue.
+
+    Raises
+    ------
+    TableError
+        If the catalogue holds too few of the rated movies.
+    """
+    enter("features")
+    known = ratings[ratings["movieId"].isin(catalogue.index)]
+    (user, users), (movie, movies) = (pd.factorize(known[column]) for column in ("userId", "movieId"))
+    if len(movies) < 2 * FIXED.folds:
+        raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
+    features = MovieFeatures(seed)
+    described, sources = features.fit_transform(catalogue, embeddings)
+    vectors = described[catalogue.index.get_indexer(movies)]
+    enter("taste")
+    stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
+    np.random.default_rng(seed).shuffle(movie_fold)
+    counts, mean = np.bincount(movie), stars.mean()
+    trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
+    personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
+    taste = user_mean = shrunk_means(personal)[1]
+    public, tastes = Taste(FIXED.public_dimensions, seed), Taste(FIXED.dimensions, seed)
+    for rounds in FIXED.passes:
+        deviations = np.bincount(movie, stars - mean - taste) / counts
+        # The movies are the ratings of one user, the public.
+        opinions = Ratings(np.zeros_like(counts), np.arange(len(movies)), movie_fold, deviations, roots)
+        quality = public.fit(vectors, sources, opinions).held_out_
+        given = (trust * deviations + (1 - trust) * quality).astype(np.float32)
+        personal = personal._replace(stars=stars - mean - given[movie])
+        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
+    enter("trees")
+    plain, usual = mean + quality[movie] + taste, np.square(personal.stars).mean()
+    user_habits, held_habits = habits(personal, given - quality, usual)
+    some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
+    folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
+    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers])
+    trees, correction = boost(rows, (stars - plain)[some], folds, seed)
+    error = stars[some] - np.clip(plain[some] + correction, *RATINGS)
+    reach_trees, reach = boost(rows, np.abs(error), folds, seed)
+    scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
+    away, level, limit = stars - mean, shrunk_means(personal)[1], np.quantile(scores[folds > 0], FIXED.level)
+    errors = [away, away - user_mean, away - quality[movie] - level, stars - plain, error]
+    report = {
+        "rows": len(ratings),
+        "rows of movies in the catalogue": len(known),
+        "users": len(users),
+        "movies": len(movies),
+        "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
+        "cross-validated mse": {rung: float(np.mean(np.square(off))) for rung, off in zip(RUNGS, errors)},
+        "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
+        "strongest features": pd.Series(tastes.strengths_).nlargest(FIXED.strongest).to_dict(),
+    }
+    learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "rated": np.array(len(movies))}
+    learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": stars}
+    learned |= {"mean": mean, "usual": usual, "quality": public.projection_ @ public.weights_[0]}
+    # The last user is any that is unknown.
+    people = {"tastes": tastes.weights_, "habits": user_habits}
+    learned |= {name: np.pad(rows, ((0, 1), (0, 0))) for name, rows in people.items()}
+    learned |= {"projection": tastes.projection_, "trees": np.array(trees), "reach": np.array(reach_trees)}
+    learned |= {"scores": np.quantile(scores, np.linspace(0, 1, 1001))} | features.arrays_
+    # Tastes were learned from the rated movies as they look to the folds without them.
+    model = RatingModel(learned | describe(learned, vectors, sources, quality, given), report)
+    return model.with_catalogue(catalogue.index, described, sources)

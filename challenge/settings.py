@@ -8,7 +8,7 @@ import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 PACKAGE = Path(__file__).parent
 FIXED = SimpleNamespace(**yaml.safe_load((PACKAGE / "parameters.yaml").read_text("utf-8")))
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from challenge.settings import FIXED
 
@@ -16,8 +16,6 @@ Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
 TINY, LARGEST = FIXED.scales
-# The prior of weights that do not go together.
-UNCOUPLED = np.ones((1, 1, 1), np.float32)
 
 
 class Ratings(NamedTuple):
@@ -48,17 +46,17 @@ def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[An
 
 
 def with_level(*parts: Floats) -> Floats:
-    """Put a column of ones before others."""
-    return np.column_stack([np.ones(len(parts[0])), *parts]).astype(np.float32)
+    """Put a column of ones behind others."""
+    return np.column_stack([*parts, np.ones(len(parts[0]))]).astype(np.float32)
 
 
-def batches(users: Indices, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
+def batches(ratings: Ratings, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
     """Yield users of like activity together with the places of their ratings.
 
     Parameters
     ----------
-    users : ndarray of shape (ratings,)
-        Index of each rating's user.
+    ratings : Ratings
+        Whose users are wanted.
     width : int
         Numbers that are held for a rating.
 
@@ -66,21 +64,25 @@ def batches(users: Indices, width: int) -> Iterator[tuple[Indices, Indices, NDAr
     ------
     batch : ndarray of shape (batch,)
         Indices of the users.
-    places : ndarray of shape (batch, most ratings of any)
-        Places of their ratings in `users`.
-    there : ndarray of shape (batch, most ratings of any)
+    places : ndarray of shape (batch, folds, most ratings of any)
+        Places of their ratings in each fold.
+    there : ndarray of shape (batch, folds, most ratings of any)
         False where a user has no more ratings.
     """
-    counts = np.bincount(users)
-    starts = counts.cumsum() - counts
-    by_user, by_activity = np.argsort(users, kind="stable"), np.argsort(counts, kind="stable")
-    filled = np.cumsum(np.maximum(counts[by_activity], width) * width) // FIXED.batch
-    # Nobody in a batch has more than twice as many ratings as another: little is padded.
-    scale = np.frexp(counts[by_activity])[1]
+    folds, users = ratings.folds.max(initial=0) + 1, ratings.users.max(initial=-1) + 1
+    cells = ratings.users * folds + ratings.folds
+    counts = np.bincount(cells, minlength=users * folds)
+    starts, by_cell = (counts.cumsum() - counts).reshape(users, folds), np.argsort(cells, kind="stable")
+    counts = counts.reshape(users, folds)
+    most = counts.max(axis=1)
+    by_activity = np.argsort(most, kind="stable")
+    filled = np.cumsum(np.maximum(most[by_activity] * folds, width) * width) // FIXED.batch
+    # Nobody in a batch has more than twice as many ratings in a fold as another: little is padded.
+    scale = np.frexp(most[by_activity])[1]
     for batch in filter(len, np.split(by_activity, np.flatnonzero(np.diff(filled) + np.diff(scale)) + 1)):
-        steps = np.arange(counts[batch].max())
-        there = steps < counts[batch, None]
-        yield batch, by_user[np.where(there, starts[batch, None] + steps, 0)], there
+        steps = np.arange(most[batch].max())
+        there = steps < counts[batch][..., None]
+        yield batch, by_cell[np.where(there, starts[batch][..., None] + steps, 0)], there
 
 
 def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
@@ -110,61 +112,23 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
     return inverse @ (columns @ target), (inverse * gram).sum(axis=1)
 
 
-def couple(weights: Floats, prior: Floats) -> Floats:
-    """Multiply weights of shape (batch, dimensions, parts) by each part's prior covariance of the first axes."""
-    axes = prior.shape[1]
-    return np.concatenate([np.einsum("pij,bjp->bip", prior, weights[:, :axes]), weights[:, axes:]], axis=1)
+def without_each(parts: Floats) -> Floats:
+    """Sum over the second axis: all parts but one, for each of them, and last all parts."""
+    whole = parts.sum(axis=1, keepdims=True)
+    return np.concatenate([whole - parts, whole], axis=1)
 
 
-def solve(rows: Floats, target: Floats, kept: NDArray[np.bool_], prior: Floats) -> Floats:
-    """Solve (K + 1) x = target by conjugate gradients, K being the kernel of each user's ratings.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (batch, ratings, dimensions)
-        Movie vectors.
-    target : ndarray of shape (batch, ratings, 1)
-        What is predicted.
-    kept : ndarray of shape (batch, ratings, parts)
-        False where a part is without the rating.
-    prior : ndarray of shape (parts or 1, axes, axes)
-        As of `couple`.
-
-    Returns
-    -------
-    ndarray of shape (batch, ratings, parts)
-        Zero where a part is without the rating.
-
-    References
-    ----------
-    Hestenes and Stiefel 1952, Methods of conjugate gradients for solving linear systems.
-    """
-    columns, residual = np.ascontiguousarray(rows.transpose(0, 2, 1)), target * kept
-    direction, solution, size = residual, np.zeros_like(residual), np.square(residual).sum(axis=1, keepdims=True)
-    solved = FIXED.solved * size
-    for _ in range(FIXED.steps):
-        if (size <= solved).all():
-            break
-        image = kept * (rows @ couple(columns @ direction, prior)) + direction
-        step = size / np.maximum((direction * image).sum(axis=1, keepdims=True), TINY)
-        solution, residual = solution + step * direction, residual - step * image
-        before, size = np.maximum(size, TINY), np.square(residual).sum(axis=1, keepdims=True)
-        direction = residual + size / before * direction
-    return solution
-
-
-def fit_users(vectors: Floats, ratings: Ratings, prior: Floats = UNCOUPLED) -> tuple[Floats, Floats]:
-    """Fit each user's weights on all ratings, and on all but each fold.
+def fit_users(vectors: Floats, ratings: Ratings, precision: Floats) -> tuple[Floats, Floats, Floats]:
+    """Fit each user's weights on all ratings, and on all but each fold, from sums that all of these fits share.
 
     Parameters
     ----------
     vectors : ndarray of shape (movies, dimensions)
-        Scaled such that the prior of a weight is the unit normal in units of the noise.
+        Movie vectors.
     ratings : Ratings
         What is learned from.
-    prior : ndarray of shape (folds + 1 or 1, axes, axes)
-        Covariance of the first weights where each fold is left out, and where none is; that of the others is the unit
-        matrix.
+    precision : ndarray of shape (folds + 1 or 1, dimensions, dimensions)
+        Inverse of the weights' prior covariance, in units of the noise, where each fold is left out and where none is.
 
     Returns
     -------
@@ -172,21 +136,25 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats = UNCOUPLED) -> t
         Posterior means.
     held_out : ndarray of shape (ratings,)
         Prediction of each rating from the ratings of other folds.
+    scatter : ndarray of shape (folds + 1, dimensions, dimensions)
+        Expected products of weights, summed over users, where each fold is left out and where none is, if stars are in
+        units of the noise.
     """
-    users, movies, folds, stars, roots = ratings
-    weights = np.zeros((len(np.bincount(users)), vectors.shape[1]), np.float32)
-    held_out, parts = np.zeros(len(users), np.float32), np.arange(folds.max(initial=0) + 2)
+    users, movies, _, stars, roots = ratings
+    weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
+    held_out = np.zeros(len(users), np.float32)
 
-    def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> None:
-        rows, trust, fold = vectors[movies[places]], (there * roots[places])[..., None], folds[places][..., None]
-        kept = there[..., None] & (fold != parts)
-        shares = trust * solve(rows * trust, stars[places][..., None] * trust, kept, prior)
-        weight = couple(rows.transpose(0, 2, 1) @ shares, prior)
-        held_out[places[there]] = np.take_along_axis(rows @ weight, fold, axis=2)[there][:, 0]
-        weights[batch] = weight[..., -1]
+    def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> Any:
+        rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
+        trusted = rows * trust
+        columns = trusted.swapaxes(2, 3)
+        covariance = np.linalg.inv(without_each(columns @ trusted) + precision)
+        weight = covariance @ without_each(columns @ (stars[places][..., None] * trust))
+        held_out[places[there]] = (rows @ weight[:, :-1])[there][:, 0]
+        weights[batch] = weight[:, -1, :, 0]
+        return covariance.sum(axis=0) + np.einsum("upi,upj->pij", weight[..., 0], weight[..., 0])
 
-    side_by_side(fit_batch, *zip(*batches(users, vectors.shape[1])))
-    return weights, held_out
+    return weights, held_out, sum(side_by_side(fit_batch, *zip(*batches(ratings, vectors.shape[1]))))
 
 
 def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
@@ -195,49 +163,6 @@ def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
     rows = np.isin(ratings.users, drawn)
     some = Ratings._make(column[rows] for column in ratings)
     return some._replace(users=np.unique(some.users, return_inverse=True)[1])
-
-
-def learn_prior(vectors: Floats, ratings: Ratings, noise: float, rounds: int, left_out: int) -> Floats:
-    """Learn how the weights of all users go together, without the fold that they are to predict.
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (movies, axes)
-        As of `fit_users`.
-    ratings : Ratings
-        What is learned from.
-    noise : float
-        Variance of a rating that no taste explains, in squared stars.
-    rounds : int
-        Steps of expectation maximisation.
-    left_out : int
-        The fold.
-
-    Returns
-    -------
-    ndarray of shape (axes, axes)
-        A part of the prior of `fit_users`.
-
-    References
-    ----------
-    Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
-    """
-    users, movies, folds, stars, roots = ratings
-    size, width = users.max() + 1, vectors.shape[1]
-    prior = unit = np.eye(width, dtype=np.float32)
-    if not rounds:
-        return unit
-    grams, moments = np.zeros((size, width, width), np.float32), np.zeros((size, width, 1), np.float32)
-    for batch, places, there in batches(users, width):
-        rows, trust = vectors[movies[places]], ((there & (folds[places] != left_out)) * roots[places] ** 2)[..., None]
-        columns = np.ascontiguousarray((rows * trust).transpose(0, 2, 1))
-        grams[batch], moments[batch] = columns @ rows, columns @ stars[places][..., None]
-    for _ in range(rounds):
-        covariance = np.linalg.inv(grams + np.linalg.inv(prior))
-        weights = (covariance @ moments)[..., 0]
-        spread = weights.T @ weights / noise + covariance.sum(axis=0)
-        prior = (FIXED.pseudo_users * unit + spread) / (FIXED.pseudo_users + size)
-    return prior
 
 
 def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
@@ -255,9 +180,35 @@ def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
     held_out : ndarray of shape (ratings,)
         For each rating, of its user's ratings of other folds.
     """
-    level = np.full((1, 1), FIXED.prior**-0.5, np.float32)
-    weights, held_out = fit_users(level, ratings._replace(movies=np.zeros_like(ratings.movies)))
-    return weights[:, 0] * level[0], held_out
+    one = np.ones((1, 1), np.float32)
+    means, held_out, _ = fit_users(one, ratings._replace(movies=np.zeros_like(ratings.movies)), FIXED.prior * one)
+    return means[:, 0], held_out
+
+
+def habits(ratings: Ratings, surplus: Floats, usual: float) -> tuple[Floats, Floats]:
+    """Tell how users rate, whatever the movie.
+
+    Parameters
+    ----------
+    ratings : Ratings
+        Of any number of users.
+    surplus : ndarray of shape (movies,)
+        Stars by which the public likes a movie better than the catalogue promises: who picks such movies will do so
+        again.
+    usual : float
+        Mean square of the stars of all users.
+
+    Returns
+    -------
+    habits : ndarray of shape (users, 3)
+        Ratings, how far they are off, and how much better than promised the movies are.
+    held_out : ndarray of shape (ratings, 3)
+        For each rating, the same from its user's ratings of other folds; the first column is of all folds.
+    """
+    targets, counts = (np.square(ratings.stars) - usual, surplus[ratings.movies]), np.bincount(ratings.users)
+    means = [shrunk_means(ratings._replace(stars=stars.astype(np.float32))) for stars in targets]
+    users, held_out = ([mean[side] for mean in means] for side in (0, 1))
+    return np.column_stack([counts, *users]), np.column_stack([counts[ratings.users], *held_out])
 
 
 class Taste:
@@ -265,26 +216,29 @@ class Taste:
 
     Parameters
     ----------
+    dimensions : int
+        Main axes of the movie vectors, a constant included.
     seed : int
         Seed of the samples of users that the scales and the covariance are learned from.
 
     Attributes
     ----------
-    scales_ : ndarray of shape (1 + dimensions,)
-        Prior deviation of a user's weights, in units of the noise's deviation; the first is of a constant.
+    scales_ : ndarray of shape (dimensions + 1,)
+        Prior deviation of a user's weights, in units of the noise's deviation; the last is of a constant.
     noise_ : float
         Variance of a rating that no taste explains, in squared stars.
     strengths_ : dict of str to float
         By source, the deviation in stars between movies that a user's taste for it is expected to make.
-    projection_ : ndarray of shape (1 + dimensions, axes)
-        The main axes of the scaled movie vectors, such that the prior of weights on them is the unit normal.
+    projection_ : ndarray of shape (dimensions + 1, axes)
+        The axes, such that the prior of weights on them is the unit normal; along the last all movies are the same.
     weights_ : ndarray of shape (users, axes)
         Each user's posterior mean.
     held_out_ : ndarray of shape (ratings,)
         Prediction of each rating from its user's ratings of other folds.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, dimensions: int, seed: int = 0) -> None:
+        self.dimensions = dimensions
         self.seed = seed
 
     def fit(self, vectors: Floats, sources: Iterable[str], ratings: Ratings, rounds: int = 0) -> "Taste":
@@ -299,40 +253,47 @@ class Taste:
         ratings : Ratings
             What is learned from.
         rounds : int
-            As of `learn_prior`.
+            Steps of expectation maximisation in which is learned how the weights of all users go together, for each
+            fold without its ratings.
 
         Returns
         -------
         Taste
             Itself.
+
+        References
+        ----------
+        Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
         design = with_level(vectors)
         if not hasattr(self, "scales_"):
-            self._learn_scales(design, np.unique(["level", *sources], return_inverse=True)[1], ratings)
-        scaled = design[:, 1:] * self.scales_[1:]
+            self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], ratings)
+        scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings.movies, minlength=len(vectors))
         self.strengths_ = np.sqrt(self.noise_ * pd.Series(scaled.var(axis=0)).groupby([*sources]).sum()).to_dict()
-        most, main = FIXED.dimensions - 1, slice(FIXED.axes)
-        axes = np.fliplr(np.linalg.eigh(scaled.T @ scaled)[1])[:, :most]
-        self.projection_ = np.zeros((design.shape[1], 1 + axes.shape[1]), np.float32)
-        self.projection_[0, 0], self.projection_[1:, 1:] = self.scales_[0], self.scales_[1:, None] * axes
-        projected, some = design @ self.projection_, sample(ratings, FIXED.coupled, self.seed)
-        learn = partial(learn_prior, projected[:, main], some, self.noise_, rounds)
-        prior = np.stack(side_by_side(learn, range(ratings.folds.max() + 2)))
-        self.weights_, self.held_out_ = fit_users(projected, ratings, prior)
+        # What tells apart the movies that are rated most.
+        axes = np.fliplr(np.linalg.eigh((scaled.T * counts.astype(np.float32)) @ scaled)[1])
+        axes = axes[:, slice(self.dimensions - 1)]
+        projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
+        unit, some = np.eye(len(projection.T), dtype=np.float32), sample(ratings, FIXED.coupled, self.seed)
+        some = some._replace(stars=some.stars / np.sqrt(self.noise_, dtype=np.float32))
+        prior = np.tile(unit, (ratings.folds.max() + 2, 1, 1))
+        for _ in range(rounds):
+            _, _, scatter = fit_users(design @ projection, some, np.linalg.inv(prior))
+            prior = (FIXED.pseudo_users * unit + scatter) / (FIXED.pseudo_users + some.users.max() + 1)
+        weights, self.held_out_, _ = fit_users(design @ projection, ratings, np.linalg.inv(prior))
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
-        self.projection_[:, main] = self.projection_[:, main] @ root
-        self.weights_[:, main] = np.linalg.solve(root, self.weights_[:, main].T).T
+        self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T
         return self
 
     def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> None:
         """Maximise the marginal likelihood of some users' ratings (MacKay 1992, Bayesian interpolation, section 4)."""
-        users, movies, _, stars, roots = sample(ratings, FIXED.learners, self.seed)
-        most, problems, count = FIXED.learner_ratings // (users.max() + 1), [], 0
-        for _, places, there in batches(users, len(sources)):
-            places, there = places[:, :most], there[:, :most]
-            trust = (there * roots[places])[..., None]
-            problems.append((design[movies[places]] * trust, stars[places][..., None] * trust))
+        some = sample(ratings._replace(folds=np.zeros_like(ratings.folds)), FIXED.learners, self.seed)
+        most, problems, count = FIXED.learner_ratings // (some.users.max() + 1), [], 0
+        for _, places, there in batches(some, len(sources)):
+            places, there = places[:, 0, :most], there[:, 0, :most]
+            trust = (there * some.roots[places])[..., None]
+            problems.append((design[some.movies[places]] * trust, some.stars[places][..., None] * trust))
             count += there.sum()
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):

@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from challenge.encoder import choose, load, pool
-from challenge.features import as_number, tokens
+from challenge.features import as_numbers, tokens
 from challenge.tables import read_catalogue, read_pairs
 
 logger = logging.getLogger(__name__)
@@ -293,7 +293,7 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
     if task.kind == "tokens":
         read = [mark(items, *places[row]) for row, items in zip(rows, cells.map(tokens).sum(axis=1))]
     elif task.kind == "regression":
-        read = np.nan_to_num(StandardScaler().fit_transform(as_number(cells.iloc[:, 0])), nan=NONE)[:, None]
+        read = np.nan_to_num(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0])), nan=NONE)[:, None]
     else:
         single = task.kind == "single-label"
         items = CountVectorizer(analyzer=(lambda cell: [cell]) if single else tokens, binary=True, min_df=task.least)

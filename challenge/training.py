@@ -20,8 +20,7 @@ from prometheus_client import Counter, Gauge, Summary
 from threadpoolctl import threadpool_limits
 
 from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
-from challenge.fitting import fit_model
-from challenge.model import RatingModel
+from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings
 from challenge.store import Store, digest, replacing
 from challenge.tables import read_catalogue
@@ -146,29 +145,6 @@ class Service:
         self.store.add(ratings)
         self.serving()
 
-    def activate(self, number: int) -> dict[str, Any]:
-        """Make a model serve, in all workers.
-
-        Parameters
-        ----------
-        number : int
-            The model's.
-
-        Returns
-        -------
-        dict
-            Its report.
-
-        Raises
-        ------
-        NotFoundError
-            If there is no such model.
-        ModelDamagedError
-            If its file is not there or is not what was saved, or if another version of this package saved it.
-        """
-        self.store.activate(number)
-        return self.serving().report
-
     def replace_catalogue(self, source: IO[bytes]) -> int:
         """Put other movies in the place of the catalogue, once they are all checked and their overviews encoded.
 
@@ -229,7 +205,7 @@ class Service:
                 # The encoder that the model was trained with: the settings may have changed since.
                 encoder = Encoder(**model.report["encoder"])
                 embeddings, _ = self._encode(catalogue, encoder)
-                model = model.describe(catalogue.index, *model.features.transform(catalogue, embeddings))
+                model = model.with_catalogue(catalogue.index, *model.features.transform(catalogue, embeddings))
             serving = (*state[:2], 0), model
             ACTIVE.set(model.report["model"])
         (*_, known), model = serving

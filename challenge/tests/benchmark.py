@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from challenge.fitting import fit_model
+from challenge.model import fit_model
 from challenge.tables import read_catalogue, read_pairs
 from challenge.tests.synthetic import make, write
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from challenge import teaching
 from challenge.encoder import choose, encode
-from challenge.fitting import fit_model
+from challenge.model import fit_model
 from challenge.tables import read_catalogue, read_pairs
 from challenge.teaching import KINDS, NONE, PLAN, Plan, Task, read_labels, read_plan, teach, with_liked
 from challenge.tests.conftest import ENCODER

@@ -41,8 +41,8 @@ def test_tokens(cell: str, found: list[str]) -> None:
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
     vectors, sources = MovieFeatures().fit_transform(CATALOGUE, EMBEDDINGS)
-    kinds = {"number/budget", "date/premiere", "words/labels", "words/kind", "vector/overview embedding"}
-    assert set(sources) == kinds | {"curve/number/budget", "curve/date/premiere"}
+    kinds = {"number/budget", "number/premiere", "words/labels", "words/kind", "vector/overview embedding"}
+    assert set(sources) == kinds | {"curve/number/budget", "curve/number/premiere"}
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
 
 

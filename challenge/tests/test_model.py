@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from challenge.fitting import fit_model
-from challenge.model import RatingModel
+from challenge.model import RatingModel, boost, fit_model
 from challenge.settings import FIXED
+from challenge.tables import TableError
 from challenge.tests.synthetic import make
 
 DATA = make(users=80, movies=120, ratings=4000, seed=3)
@@ -71,7 +71,7 @@ def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.Mon
     why = model.explain(PAIRS.iloc[:5])["why"]
     user, movie = model._locate(PAIRS.iloc[:5])
     for one, place, reasons in zip(user, movie, why):
-        taste = model.arrays["tastes"][one, 1:] @ model.arrays["vectors"][place, 1:]
+        taste = model.arrays["tastes"][one, :-1] @ model.arrays["vectors"][place, :-1]
         assert sum(reasons["because"].values()) == pytest.approx(taste, abs=0.005)
 
 
@@ -119,9 +119,8 @@ def test_update(model: RatingModel) -> None:
     own = RATINGS[RATINGS["userId"] == "1"]
     updated = model.update(own.assign(userId="twin"))
     np.testing.assert_allclose(updated.predict(twin), before, atol=0.15)
-    for name in ("activity", "selection"):
-        known, added = (updated.arrays[name][updated.users.get_loc(user)] for user in ("1", "twin"))
-        assert added == pytest.approx(known, abs=1e-5) and added
+    known, added = (updated.arrays["habits"][updated.users.get_loc(user)] for user in ("1", "twin"))
+    assert added == pytest.approx(known, abs=1e-5) and added.all()
     assert np.abs(public - before).max() > 0.15
     np.testing.assert_array_equal(updated.predict(pairs), before)
     fond = model.update(own.assign(rating=5.0))
@@ -133,14 +132,14 @@ def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
     """Ratings of movies that have left the catalogue go on counting, also when others are added to them."""
     new = CATALOGUE.loc[PAIRS["movieId"].cat.categories]
     vectors, sources = model.features.transform(new, EMBEDDINGS[: len(new)])
-    left = model.describe(new.index, vectors, sources)
+    left = model.with_catalogue(new.index, vectors, sources)
     before = model.predict(PAIRS)
     np.testing.assert_allclose(left.predict(PAIRS), before, atol=1e-5)
     user = str(PAIRS["userId"].iloc[0])
     own = RATINGS[RATINGS["userId"] == user]
     np.testing.assert_allclose(left.update(own.iloc[:1]).predict(PAIRS), before, atol=0.002)
     added = pd.DataFrame({"userId": user, "rating": [5.0], "movieId": [new.index[0]]})
-    assert left.update(added).arrays["activity"][left.users.get_loc(user)] == len(own) + 1
+    assert left.update(added).arrays["habits"][left.users.get_loc(user), 0] == len(own) + 1
     assert set(left.recommend(user, 200, 0.9)["movieId"]) == set(new.index)
 
 
@@ -150,9 +149,10 @@ def test_rated_movies_owe_the_overview_nothing() -> None:
     model = fit_model(RATINGS, CATALOGUE, embeddings, 0, str)
     movies = pd.DataFrame({"userId": "x", "movieId": CATALOGUE.index}, dtype="category")
     parts = pd.DataFrame(model.explain(movies)["why"].tolist(), index=CATALOGUE.index)
-    assert ((parts["overview"] == 0) == CATALOGUE.index.isin(model.movies)).all()
-    given = pd.Series(model.arrays["given"], model.movies)
-    assert np.corrcoef(parts["quality"][model.movies], given)[0, 1] > 0.99
+    rated = model.movies[: model.arrays["rated"]]
+    assert ((parts["overview"] == 0) == CATALOGUE.index.isin(rated)).all()
+    given = model.arrays["qualities"][: len(rated)]
+    assert np.corrcoef(parts["quality"][rated], given)[0, 1] > 0.99
 
 
 def test_update_by_unknown_movies(model: RatingModel) -> None:
@@ -160,3 +160,63 @@ def test_update_by_unknown_movies(model: RatingModel) -> None:
     ratings = pd.DataFrame({"userId": ["1", "new"], "rating": [5.0, 1.0], "movieId": ["none", "none"]})
     updated = model.update(ratings)
     np.testing.assert_allclose(updated.predict(PAIRS), model.predict(PAIRS), atol=0.01)
+
+
+def test_too_few_movies() -> None:
+    """Ratings of movies that the catalogue lacks cannot be learned from."""
+    first = CATALOGUE.index.isin([RATINGS["movieId"].iloc[0]])
+    with pytest.raises(TableError, match="holds 1 of the rated movies"):
+        fit_model(RATINGS, CATALOGUE[first], EMBEDDINGS[first], 0, print)
+
+
+def test_catalogue_without_columns() -> None:
+    """Where nothing is known of the movies the users' levels are left."""
+    bare = CATALOGUE[[]].assign(overview=None)
+    model = fit_model(RATINGS, bare, EMBEDDINGS * np.nan, 0, print)
+    errors = model.report["cross-validated mse"]
+    assert errors["model"] == pytest.approx(errors["user mean"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "ratings",
+    [
+        RATINGS.assign(rating=3.0),
+        RATINGS[RATINGS["userId"] == "1"],
+        RATINGS.drop_duplicates("userId"),
+        RATINGS.drop_duplicates("movieId").head(10),
+        RATINGS.assign(rating=np.where(RATINGS["userId"] == "1", 5.0, 1.0)),
+    ],
+    ids=["all alike", "one user", "one rating a user", "ten ratings", "users of one mind"],
+)
+def test_odd_ratings(ratings: pd.DataFrame) -> None:
+    """Ratings that tell little, or all, make a model that predicts on the scale, surely and unsurely."""
+    model = fit_model(ratings, CATALOGUE, EMBEDDINGS, 0, print)
+    told = model.explain(PAIRS)
+    assert 1 <= told["low"].min() <= told["rating"].min() and told["rating"].max() <= told["high"].max() <= 5
+    assert not told.isna().any(axis=None)
+
+
+def test_boost_stays_out_of_fold() -> None:
+    """Trees cannot predict pure noise of folds that they have not seen."""
+    random = np.random.default_rng(1)
+    features, target = random.normal(size=(600, 3)), random.normal(size=600)
+    _, held_out = boost(features, target, np.arange(600) % 5, 0)
+    assert np.mean((target - held_out) ** 2) > 0.95 * target.var()
+
+
+def test_users_picks_count() -> None:
+    """Where a catalogue tells nothing, who has rated better movies than others gets higher ratings."""
+    random = np.random.default_rng(0)
+    quality, choosy = np.repeat([2.5, 4.0], 50), np.repeat([0.1, 0.9], 60)
+    picks = random.random((120, 100)) < 0.4 * np.where(quality > 3, choosy[:, None], 1 - choosy[:, None])
+    user, movie = picks.nonzero()
+    ratings = np.clip(np.round(quality[movie] + random.normal(0, 0.7, len(user))), 1, 5)
+    table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
+    catalogue = pd.DataFrame({"overview": None}, index=pd.Index(np.arange(100).astype(str)), dtype=object)
+    blank = np.full((100, 4), np.nan, np.float32)
+    model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, blank, 0, print)
+    errors = model.report["cross-validated mse"]
+    assert errors["model"] < 1.02 * errors["user mean"] < 0.8 * errors["global mean"]
+    strangers = pd.DataFrame({"userId": ["0", "119"], "movieId": "new"}, dtype="category")
+    low, high = model.predict(strangers)
+    assert low + 0.5 < high

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from challenge.fitting import boost
-from challenge.model import NotFoundError, RatingModel
+from challenge.model import NotFoundError, RatingModel, boost
 from challenge.settings import VERSION
 from challenge.store import REGISTRY, ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replacing
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from challenge.taste import Floats, Ratings, Taste, batches, evidence, fit_users, learn_prior, sample, solve
+from challenge.settings import FIXED
+from challenge.taste import Ratings, Taste, batches, evidence, fit_users, habits, sample
 
 RANDOM = np.random.default_rng(5)
 
@@ -16,11 +17,12 @@ def some_ratings(users: int, movies: int, size: int) -> Ratings:
 
 
 def test_batches() -> None:
-    """Every rating comes once, with its user."""
-    users = RANDOM.integers(0, 40, 500)
+    """Every rating comes once, with its user and its fold."""
+    ratings = some_ratings(40, 30, 500)
     seen: list[int] = []
-    for batch, places, there in batches(users, 300):
-        assert (users[places] == batch[:, None])[there].all()
+    for batch, places, there in batches(ratings, 300):
+        assert (ratings.users[places] == batch[:, None, None])[there].all()
+        assert (ratings.folds[places] == np.arange(3)[:, None])[there].all()
         seen.extend(places[there])
     assert sorted(seen) == list(range(500))
 
@@ -45,46 +47,38 @@ def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
     np.testing.assert_allclose(single[4:], (rows[0, :, 4:] ** 2).sum(axis=0), rtol=0.99)
 
 
-def some_prior(parts: int, axes: int) -> Floats:
-    """Return random covariances."""
-    roots = RANDOM.normal(size=(parts, axes, axes)).astype(np.float32)
-    return roots @ roots.transpose(0, 2, 1) + np.eye(axes, dtype=np.float32)
-
-
-def test_solve() -> None:
-    """Conjugate gradients come where a direct solution comes; a part without any rating gives zeros."""
-    rows = RANDOM.normal(size=(2, 9, 4)).astype(np.float32)
-    target, prior = RANDOM.normal(size=(2, 9, 1)).astype(np.float32), some_prior(3, 2)
-    kept = RANDOM.random((2, 9, 3)) < 0.7
-    kept[..., 2] = False
-    found = solve(rows, target, kept, prior)
-    for row, value, there, solution in zip(rows, target, kept, found):
-        for part in range(3):
-            covariance = np.eye(4)
-            covariance[:2, :2] = prior[part]
-            kernel = (row @ covariance @ row.T)[np.ix_(there[:, part], there[:, part])]
-            expected = np.linalg.solve(kernel + np.eye(len(kernel)), value[there[:, part], 0])
-            np.testing.assert_allclose(solution[there[:, part], part], expected, rtol=0.02, atol=0.02)
-            assert not solution[~there[:, part], part].any()
-
-
 def test_fit_users_holds_out() -> None:
     """Weights are the weighted ridge regression's; held-out predictions those of a fit on the other folds."""
     vectors = RANDOM.normal(size=(30, 4)).astype(np.float32)
-    ratings, prior = some_ratings(5, 30, 80), some_prior(4, 2)
-    weights, held_out = fit_users(vectors, ratings, prior)
-    for user in range(5):
-        for fold in range(4):
-            precision = np.eye(4)
-            precision[:2, :2] = np.linalg.inv(prior[fold])
+    ratings, roots = some_ratings(5, 30, 80), RANDOM.normal(size=(4, 4, 4)).astype(np.float32)
+    precision = roots @ roots.transpose(0, 2, 1) + np.eye(4, dtype=np.float32)
+    weights, held_out, scatter = fit_users(vectors, ratings, precision)
+    expected = np.zeros((5, 4, 4))
+    for fold in range(4):
+        total = np.zeros((4, 4))
+        for user in range(5):
             rest = (ratings.users == user) & (ratings.folds != fold)
             rows = vectors[ratings.movies[rest]]
             weighted = rows * ratings.roots[rest, None] ** 2
-            expected = np.linalg.solve(weighted.T @ rows + precision, weighted.T @ ratings.stars[rest])
+            covariance = np.linalg.inv(weighted.T @ rows + precision[fold])
+            weight = covariance @ weighted.T @ ratings.stars[rest]
             own = (ratings.users == user) & (ratings.folds == fold)
-            np.testing.assert_allclose(held_out[own], vectors[ratings.movies[own]] @ expected, atol=0.02)
-        # There is no fold 3: the last fit was on all of the user's ratings.
-        np.testing.assert_allclose(weights[user], expected, atol=0.02)
+            np.testing.assert_allclose(held_out[own], vectors[ratings.movies[own]] @ weight, atol=1e-4)
+            total += covariance + np.outer(weight, weight)
+            expected[user, fold] = weight
+        np.testing.assert_allclose(scatter[fold], total, rtol=1e-3, atol=1e-4)
+    # There is no fold 3: the last fit was on all of the users' ratings.
+    np.testing.assert_allclose(weights, expected[:, 3], atol=1e-4)
+
+
+def test_habits() -> None:
+    """How many ratings, how far off, and of how good movies: by hand, and without the fold."""
+    ratings = Ratings(*map(np.array, ([0, 0, 1], [0, 1, 1], [0, 1, 1], [1.0, 3.0, -1.0], [1.0, 1.0, 1.0])))
+    told, held_out = habits(ratings, np.array([0.5, -0.5]), 1.0)
+    sums, counts, prior = np.array([[8, 0], [0, -0.5]]), np.array([[2], [1]]), FIXED.prior
+    np.testing.assert_allclose(told, np.hstack([counts, sums / (counts + prior)]), atol=1e-6)
+    expected = [[2, 8 / (1 + prior), -0.5 / (1 + prior)], [2, 0, 0.5 / (1 + prior)], [1, 0, 0]]
+    np.testing.assert_allclose(held_out, expected, atol=1e-6)
 
 
 def test_sample() -> None:
@@ -103,12 +97,12 @@ def test_taste_finds_the_source_that_counts() -> None:
     ratings = some_ratings(60, 200, 3000)._replace(roots=np.ones(3000))
     truth = RANDOM.normal(size=(60, 4))
     signal = (vectors[ratings.movies, :4] * truth[ratings.users]).sum(axis=1)
-    taste = Taste().fit(
+    taste = Taste(9).fit(
         vectors, ["a"] * 4 + ["b"] * 4, ratings._replace(stars=ratings.stars + signal.astype(np.float32))
     )
     worth = np.sqrt((taste.projection_**2).sum(axis=1))
-    assert worth[1:5] == pytest.approx(1, rel=0.15)
-    assert worth[0] < 0.2 and (worth[5:] < 0.2).all()
+    assert worth[:4] == pytest.approx(1, rel=0.15)
+    assert (worth[4:] < 0.2).all()
     assert np.corrcoef(taste.held_out_, signal)[0, 1] > 0.9
 
 
@@ -118,15 +112,28 @@ def test_prior_learns_how_weights_go_together() -> None:
     ratings = some_ratings(200, 300, 4000)._replace(roots=np.ones(4000))
     axis = (vectors.sum(axis=1) / 12**0.5)[ratings.movies] * RANDOM.normal(size=200)[ratings.users]
     ratings = ratings._replace(stars=(ratings.stars + axis).astype(np.float32))
-    priors = [np.stack([learn_prior(vectors, ratings, 1.0, rounds, part) for part in range(4)]) for rounds in (0, 4)]
-    errors = [np.mean((fit_users(vectors, ratings, prior)[1] - axis) ** 2) for prior in priors]
+    tastes = [Taste(13).fit(vectors, ["a"] * 12, ratings, rounds) for rounds in (0, 4)]
+    errors = [np.mean((taste.held_out_ - axis) ** 2) for taste in tastes]
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_all_movies_are_the_same_along_the_last_axis() -> None:
+    """Also after it was learned how weights go together; what is predicted stays the same."""
+    vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
+    taste = Taste(4).fit(vectors, ["a"] * 5, ratings, 3)
+    design = np.column_stack([vectors, np.ones(60)]) @ taste.projection_
+    assert design.shape == (60, 4) and np.ptp(design[:, -1]) == 0 < abs(design[0, -1])
+    # Along these axes the prior is the unit normal: they carry what was learned.
+    again, _, _ = fit_users(design, ratings, np.eye(4))
+    np.testing.assert_allclose(again, taste.weights_, atol=1e-4)
 
 
 def test_prior_leaves_the_fold_out() -> None:
     """What a fold's ratings say does not come into the prior that predicts them."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
+    taste = Taste(6).fit(vectors, ["a"] * 5, ratings)
     changed = ratings._replace(stars=np.where(ratings.folds == 1, -9, ratings.stars).astype(np.float32))
-    without, whole = ([learn_prior(vectors, some, 1.0, 3, part) for some in (ratings, changed)] for part in (1, 0))
-    np.testing.assert_allclose(without[0], without[1], rtol=1e-5)
-    assert not np.allclose(whole[0], whole[1], rtol=0.1)
+    first, second = (taste.fit(vectors, ["a"] * 5, some, 3).held_out_ for some in (ratings, changed))
+    held_out = ratings.folds == 1
+    np.testing.assert_allclose(first[held_out], second[held_out], atol=1e-4)
+    assert not np.allclose(first[~held_out], second[~held_out], atol=0.1)

@@ -77,10 +77,11 @@ def test_switch_reaches_other_workers(service: Service) -> None:
     worker = other(service)
     assert worker.serving().report["model"] == 2
     for number in (1, 2):
-        assert service.activate(number)["model"] == number
+        service.store.activate(number)
+        assert service.serving().report["model"] == number
         assert worker.serving().report["model"] == service.serving().report["model"] == number
     with pytest.raises(NotFoundError, match="model 77"):
-        service.activate(77)
+        service.store.activate(77)
 
 
 def test_damaged_model_is_left_out(service: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,15 +140,15 @@ def test_recommendations(service: Service, ratings: pd.DataFrame) -> None:
     model = service.serving()
     user = ratings["userId"].iloc[0]
     known = ratings.head(4_000)
-    rated = set(known["movieId"][known["userId"] == user]) & set(model.catalogue)
+    rated = set(known["movieId"][known["userId"] == user]) & set(model.movies)
     best = model.recommend(user, 7, 0.5)
     assert len(best) == 7 and best["rating"].is_monotonic_decreasing
     assert not rated & set(best["movieId"])
-    everything = pd.DataFrame({"userId": user, "movieId": model.catalogue}).astype("category")
-    told = model.explain(everything, 0.5).assign(movieId=model.catalogue).set_index("movieId")
+    everything = pd.DataFrame({"userId": user, "movieId": model.movies}).astype("category")
+    told = model.explain(everything, 0.5).assign(movieId=model.movies).set_index("movieId")
     assert told.loc[best["movieId"]].reset_index().to_dict("records") == best.to_dict("records")
     assert told["rating"].drop(list(rated)).max() == best["rating"].iloc[0]
-    assert len(model.recommend("a stranger", 10_000, 0.9)) == len(model.catalogue)
+    assert len(model.recommend("a stranger", 10_000, 0.9)) == len(model.movies)
 
 
 @pytest.mark.parametrize("table", [b"", b"title\nA\n", b"movieId,title\n1,A\n,B\n"])
