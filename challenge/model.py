@@ -22,7 +22,6 @@ RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
 
-
 Arrays = dict[str, NDArray[Any]]
 
 
