@@ -34,9 +34,7 @@ Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
 Number = Annotated[int, Path(ge=1, le=2**53)]
 
 settings = Settings()
-logging_settings = yaml.safe_load((PACKAGE / "logging.yaml").read_text(encoding="utf-8"))
-logging_settings["root"]["handlers"] = [settings.log]
-dictConfig(logging_settings)
+dictConfig(yaml.safe_load((PACKAGE / "logging.yaml").read_text("utf-8").replace("CHALLENGE_LOG", settings.log)))
 
 service = Service(settings)
 slots = Semaphore(settings.concurrency)

@@ -135,7 +135,7 @@ class RatingModel:
         Series of shape (pairs,)
             Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
         """
-        return pd.Series(self._rate(self._features(*self._locate(pairs))))
+        return pd.Series(self._rate(self._features(*self._locate(pairs))), pairs.index)
 
     def explain(self, pairs: pd.DataFrame, level: float = FIXED.level) -> pd.DataFrame:
         """Predict ratings, how far they may be off, and why.
@@ -181,7 +181,7 @@ class RatingModel:
         why["rest"] = rating - why.sum(axis=1)
         told = [stars | {"because": own} for stars, own in zip(why.to_dict("records"), self._reasons(user, movie))]
         low, high = np.clip([rating - reach, rating + reach], *RATINGS)
-        return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told})
+        return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told}, pairs.index)
 
     def similar(self, movie: str, count: int) -> pd.DataFrame:
         """Find the movies that the same users will like.

@@ -134,17 +134,18 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
 
     Attributes
     ----------
-    losses : dict of str to list of Tensor
-        By task, its losses in learning since the log was last written.
+    losses : list of dict of str to float
+        Each task's loss, for each batch that was learned from since the log was last written.
     """
 
     def __init__(self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any, masked: float) -> None:
         super().__init__()
-        self.encoder, self.tasks, self.hide, self.masked = encoder, tasks, hide, masked
+        self.encoder, self.tasks, self.hide = encoder, tasks, hide
+        self.weights = {task.name: task.weight for task in tasks} | {"masked": masked}
         size = encoder.config.hidden_size
         self.words: Any = nn.Linear(size, size) if masked else None
         self.heads = nn.ModuleDict({task.name: nn.Linear(size, numbers) for task, numbers in zip(tasks, outputs)})
-        self.losses: dict[str, list[Tensor]] = {}
+        self.losses: list[dict[str, float]] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
         """Give all tasks' logits and their loss.
@@ -162,29 +163,25 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             ``logits``, by task, of the labels' shapes. ``loss``: the sum of the tasks' mean losses, each times its
             weight; a task of weight 0 or without a label has no part in it.
         """
-        guessing = self.training and self.masked > 0
+        guessing = self.training and self.weights["masked"] > 0
         seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
         states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
-        pooled, logits = pool(states, attention_mask).unsqueeze(1), {}
-        # It stays as it is, and still has a gradient to follow, where nothing is labelled.
-        loss = torch.zeros((), device=states.device, requires_grad=True)
+        pooled, logits, losses = pool(states, attention_mask).unsqueeze(1), {}, dict[str, Tensor]()
         for task in self.tasks:
             logits[task.name] = self.heads[task.name](states if task.kind == "tokens" else pooled)
             there, given = known(labels[task.name], logits[task.name])
             if task.weight and len(there):
-                loss = loss + task.weight * self.noted(task.name, KINDS[task.kind][0](given, there))
+                losses[task.name] = KINDS[task.kind][0](given, there)
         if guessing:
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
             guesses = self.words(states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
-            loss = loss + self.masked * self.noted("masked", CHOICE(guesses, hidden[hidden != NONE]))
-        return {"loss": loss, "logits": logits}
-
-    def noted(self, name: str, loss: Tensor) -> Tensor:
-        """Return a task's loss; while it is learned from, keep it for the log."""
+            losses["masked"] = CHOICE(guesses, hidden[hidden != NONE])
         if self.training:
-            self.losses.setdefault(f"{name}_loss", []).append(loss.detach())
-        return loss
+            self.losses.append({f"{name}_loss": loss.item() for name, loss in losses.items()})
+        # Where nothing is labelled there still is a gradient to follow.
+        nothing = torch.zeros((), device=states.device, requires_grad=True)
+        return {"loss": sum((self.weights[name] * loss for name, loss in losses.items()), nothing), "logits": logits}
 
 
 class Teacher(transformers.Trainer):  # type: ignore[misc]
@@ -192,9 +189,9 @@ class Teacher(transformers.Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *times: float | None) -> None:
         """Add these losses to what the trainer logs."""
-        losses, self.model.losses = self.model.losses, {}
+        losses, self.model.losses = self.model.losses, []
         # In place: the trainer reads what its own log adds to this very dictionary.
-        logs |= {name: sum(map(float, parts)) / len(parts) for name, parts in losses.items()}
+        logs.update(pd.DataFrame(losses).mean())
         super().log(logs, *times)
 
 

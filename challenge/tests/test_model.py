@@ -43,6 +43,13 @@ def test_arrays_hold_all(model: RatingModel) -> None:
     np.testing.assert_array_equal(again.predict(PAIRS), first)
 
 
+def test_rows_keep_their_index(model: RatingModel) -> None:
+    """What is predicted for some rows has their index, in whatever order they come."""
+    whole, some = model.explain(PAIRS), PAIRS.iloc[[7, 3, 5]]
+    for told in (model.predict(some), model.explain(some)["rating"]):
+        pd.testing.assert_series_equal(told, whole["rating"].loc[[7, 3, 5]], check_names=False)
+
+
 def test_strangers(model: RatingModel) -> None:
     """An unknown movie counts as an average one, an unknown user gets what the public thinks of the movie."""
     pairs = pd.DataFrame({"userId": ["x", "x", "1", "1"], "movieId": ["y", "z", "y", "z"]}, dtype="category")
