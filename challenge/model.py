@@ -97,7 +97,7 @@ class RatingModel:
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
     def with_catalogue(self, catalogue: "pd.Index[str]", vectors: Floats, sources: NDArray[np.str_]) -> "RatingModel":
-        """Return a model that knows the movies of a catalogue, and those that ratings were learned from.
+        """Return a model that knows the movies of a catalogue, and as before those that ratings were learned from.
 
         Parameters
         ----------

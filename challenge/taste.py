@@ -118,7 +118,7 @@ def without_each(parts: Floats) -> Floats:
     return np.concatenate([whole - parts, whole], axis=1)
 
 
-def fit_users(vectors: Floats, ratings: Ratings, precision: Floats) -> tuple[Floats, Floats, Floats]:
+def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats, Floats, Floats]:
     """Fit each user's weights on all ratings, and on all but each fold, from sums that all of these fits share.
 
     Parameters
@@ -127,8 +127,8 @@ def fit_users(vectors: Floats, ratings: Ratings, precision: Floats) -> tuple[Flo
         Movie vectors.
     ratings : Ratings
         What is learned from.
-    precision : ndarray of shape (folds + 1 or 1, dimensions, dimensions)
-        Inverse of the weights' prior covariance, in units of the noise, where each fold is left out and where none is.
+    prior : ndarray of shape (folds + 1 or 1, dimensions, dimensions)
+        Covariance of the weights in units of the noise, where each fold is left out and where none is.
 
     Returns
     -------
@@ -142,17 +142,25 @@ def fit_users(vectors: Floats, ratings: Ratings, precision: Floats) -> tuple[Flo
     """
     users, movies, _, stars, roots = ratings
     weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
-    held_out = np.zeros(len(users), np.float32)
+    held_out, precision = np.zeros(len(users), np.float32), np.linalg.inv(prior)
 
     def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> Any:
         rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
         trusted = rows * trust
-        columns = trusted.swapaxes(2, 3)
-        covariance = np.linalg.inv(without_each(columns @ trusted) + precision)
+        columns, (folds, most) = trusted.swapaxes(2, 3), there.shape[1:]
+        if folds * most < vectors.shape[1]:
+            # Few ratings: a small system for each instead (Woodbury's identity).
+            kept = np.arange(folds * most) // most != np.arange(folds + 1)[:, None]
+            some = trusted.reshape(len(batch), 1, folds * most, -1) * kept[..., None]
+            image = some @ prior
+            inner = np.linalg.inv(image @ some.swapaxes(2, 3) + np.eye(folds * most, dtype=np.float32))
+            covariance = prior - image.swapaxes(2, 3) @ inner @ image
+        else:
+            covariance = np.linalg.inv(without_each(columns @ trusted) + precision)
         weight = covariance @ without_each(columns @ (stars[places][..., None] * trust))
         held_out[places[there]] = (rows @ weight[:, :-1])[there][:, 0]
         weights[batch] = weight[:, -1, :, 0]
-        return covariance.sum(axis=0) + np.einsum("upi,upj->pij", weight[..., 0], weight[..., 0])
+        return covariance.sum(axis=0) + weight[..., 0].transpose(1, 2, 0) @ weight[..., 0].swapaxes(0, 1)
 
     return weights, held_out, sum(side_by_side(fit_batch, *zip(*batches(ratings, vectors.shape[1]))))
 
@@ -181,7 +189,9 @@ def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
         For each rating, of its user's ratings of other folds.
     """
     one = np.ones((1, 1), np.float32)
-    means, held_out, _ = fit_users(one, ratings._replace(movies=np.zeros_like(ratings.movies)), FIXED.prior * one)
+    means, held_out, _ = fit_users(
+        one, ratings._replace(movies=np.zeros_like(ratings.movies)), one / np.float32(FIXED.prior)
+    )
     return means[:, 0], held_out
 
 
@@ -278,9 +288,9 @@ class Taste:
         some = some._replace(stars=some.stars / np.sqrt(self.noise_, dtype=np.float32))
         prior = np.tile(unit, (ratings.folds.max() + 2, 1, 1))
         for _ in range(rounds):
-            _, _, scatter = fit_users(design @ projection, some, np.linalg.inv(prior))
+            _, _, scatter = fit_users(design @ projection, some, prior)
             prior = (FIXED.pseudo_users * unit + scatter) / (FIXED.pseudo_users + some.users.max() + 1)
-        weights, self.held_out_, _ = fit_users(design @ projection, ratings, np.linalg.inv(prior))
+        weights, self.held_out_, _ = fit_users(design @ projection, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
         self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T

@@ -150,6 +150,16 @@ def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
     assert set(left.recommend(user, 200, 0.9)["movieId"]) == set(new.index)
 
 
+def test_corrected_catalogue(model: RatingModel) -> None:
+    """What a catalogue makes of a movie counts for as long as nobody has rated it."""
+    other = CATALOGUE.sample(frac=1, random_state=0).set_index(CATALOGUE.index)
+    changed = model.with_catalogue(other.index, *model.features.transform(other, EMBEDDINGS))
+    movies = pd.DataFrame({"userId": "1", "movieId": CATALOGUE.index}, dtype="category")
+    same = np.isclose(model.predict(movies), changed.predict(movies), rtol=0, atol=1e-6)
+    rated = CATALOGUE.index.isin(RATINGS["movieId"])
+    assert same[rated].all() and same[~rated].mean() < 0.2
+
+
 def test_rated_movies_owe_the_overview_nothing() -> None:
     """What the public gave is quality, all of it; what the catalogue promises is the overview's in part."""
     embeddings = np.random.default_rng(0).normal(size=EMBEDDINGS.shape).astype(np.float32)
