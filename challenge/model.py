@@ -18,6 +18,7 @@ from challenge.taste import Floats, Indices, Ratings, Taste, fit_users, habits, 
 
 # The first of the trees' features; the catalogue's numbers follow.
 TERMS = ("taste", "quality", "activity", "spread", "selection")
+# What the report tells the errors of, each knowing more than the one before.
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
@@ -99,6 +100,8 @@ class RatingModel:
     def with_catalogue(self, catalogue: "pd.Index[str]", vectors: Floats, sources: NDArray[np.str_]) -> "RatingModel":
         """Return a model that knows the movies of a catalogue, and as before those that ratings were learned from.
 
+        Not of an updated model: ratings that were added may be of movies that have another place afterwards.
+
         Parameters
         ----------
         catalogue : Index of shape (movies,)
@@ -114,12 +117,13 @@ class RatingModel:
             A new one.
         """
         new, learned = copy(self), self.arrays
-        rated, vectors = self.movies[: learned["rated"]], np.pad(vectors, ((0, 1), (0, 0)))
-        promised, others = with_level(vectors) @ learned["quality"], np.flatnonzero(~catalogue.isin(rated))
-        new.movies = rated.append(catalogue[others])
+        rated = self.movies[: learned["rated"]]
+        others = ~catalogue.isin(rated)
+        vectors, new.movies = np.pad(vectors[others], ((0, 1), (0, 0))), rated.append(catalogue[others])
+        promised = with_level(vectors) @ learned["quality"]
         new.arrays = learned | {"movies": np.array(list(new.movies)), "listed": new.movies.isin(catalogue)}
         for name, rows in describe(learned, vectors, sources, promised, promised).items():
-            new.arrays[name] = np.concatenate([learned[name][: len(rated)], rows[others], rows[-1:]])
+            new.arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
         return new
 
     def predict(self, pairs: pd.DataFrame) -> "pd.Series[float]":
@@ -164,10 +168,8 @@ class RatingModel:
             shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
         rating = self._rate(features)
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
-        habit, quality = (
-            learned["tastes"][user, -1] * learned["vectors"][movie, -1],
-            learned["overview_qualities"][movie],
-        )
+        habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
+        quality = learned["overview_qualities"][movie]
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
         why = pd.DataFrame(
             {
@@ -293,10 +295,10 @@ class RatingModel:
         own = pd.Series(raters).groupby(raters).indices
         for one, target in zip(user, movie):
             rows = own.get(one, [])
-            rated: Any = history.movies[rows]
+            rated = history.movies[rows]
             stars = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
-            reasons.append(dict(zip(self.movies[rated[best]], stars[best].tolist())))
+            reasons.append(dict(zip(learned["movies"][rated[best]].tolist(), stars[best].tolist())))
         return reasons
 
 

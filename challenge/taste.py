@@ -127,8 +127,8 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
         Movie vectors.
     ratings : Ratings
         What is learned from.
-    prior : ndarray of shape (folds + 1 or 1, dimensions, dimensions)
-        Covariance of the weights in units of the noise, where each fold is left out and where none is.
+    prior : ndarray of shape (folds + 1, dimensions, dimensions) or (dimensions, dimensions)
+        Covariance of the weights in units of the noise, where each fold is left out and where none is, or for all.
 
     Returns
     -------
@@ -284,13 +284,14 @@ class Taste:
         axes = np.fliplr(np.linalg.eigh((scaled.T * counts.astype(np.float32)) @ scaled)[1])
         axes = axes[:, slice(self.dimensions - 1)]
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
-        unit, some = np.eye(len(projection.T), dtype=np.float32), sample(ratings, FIXED.coupled, self.seed)
+        projected, unit = design @ projection, np.eye(len(projection.T), dtype=np.float32)
+        some = sample(ratings, FIXED.coupled, self.seed)
         some = some._replace(stars=some.stars / np.sqrt(self.noise_, dtype=np.float32))
         prior = np.tile(unit, (ratings.folds.max() + 2, 1, 1))
         for _ in range(rounds):
-            _, _, scatter = fit_users(design @ projection, some, prior)
+            _, _, scatter = fit_users(projected, some, prior)
             prior = (FIXED.pseudo_users * unit + scatter) / (FIXED.pseudo_users + some.users.max() + 1)
-        weights, self.held_out_, _ = fit_users(design @ projection, ratings, prior)
+        weights, self.held_out_, _ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
         self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T
