@@ -40,8 +40,6 @@ service = Service(settings)
 slots = Semaphore(settings.concurrency)
 described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text(encoding="utf-8"))
 problems = described.pop("problems")
-app = FastAPIOffline(**described, version=VERSION)
-router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
 def on_error(request: Request, error: Exception) -> JSONResponse:
@@ -59,8 +57,9 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(problem | {"detail": detail}, problem["status"], headers, "application/problem+json")
 
 
-for kind in (ChallengeError, RequestValidationError, HTTPException, Exception):
-    app.add_exception_handler(kind, on_error)
+handlers = dict.fromkeys((ChallengeError, RequestValidationError, HTTPException, Exception), on_error)
+app = FastAPIOffline(**described, version=VERSION, exception_handlers=handlers)
+router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
 @app.middleware("http")

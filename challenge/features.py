@@ -14,24 +14,26 @@ from sklearn.utils.extmath import randomized_svd
 from challenge.settings import FIXED
 
 # Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
-ITEM = re.compile(r""""([^"\\]+)"(?=\s*[,\]}])|'([^'\\]+)'(?=\s*[,\]}])""")
+ITEM = re.compile(r""""((?:[^"\\]|\\.)+)"(?=\s*[,\]}])|'((?:[^'\\]|\\.)+)'(?=\s*[,\]}])""")
+# What is written around a number and into it: a currency, thousands, per cent.
+DRESS = r"^[$€£](?=\d)|(?<=\d),(?=\d{3}(?:\D|$))|(?<=\d)%$"
 OVERVIEW = "vector/overview embedding"
-WORD = re.compile(r"\w\w+")
+WORD = re.compile(r"\w+")
 
 
 def tokens(cell: str) -> list[str]:
-    """Split a cell into the items of a list, or else into words."""
+    """Split a cell into the texts of a list, or else into words and numbers."""
     cell = cell.lower()
     if cell.startswith(("[", "{")):
-        return [double or single for double, single in ITEM.findall(cell)]
+        return [double or single for double, single in ITEM.findall(cell)] or WORD.findall(cell)
     return cell.split("|") if "|" in cell else WORD.findall(cell)
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
     dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True).dt
-    numbers = pd.to_numeric(column, errors="coerce").astype(float).fillna(dates.year + dates.day_of_year / 366)
-    return np.arcsinh(numbers.to_numpy(np.float64)[:, None])
+    numbers = pd.to_numeric(column.astype(str).str.replace(DRESS, "", regex=True), errors="coerce").astype(float)
+    return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
 def as_words(column: "pd.Series[str]") -> Any:
@@ -40,11 +42,12 @@ def as_words(column: "pd.Series[str]") -> Any:
 
 
 READERS: dict[str, Callable[[Any], Any]] = {"number": as_numbers, "words": as_words}
+Sources = dict[str, NDArray[Any]]
 Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
 
-class MovieFeatures:
-    """Movie vectors from whatever columns a catalogue has.
+def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Sources, Described]:
+    """Make movie vectors from whatever columns a catalogue has.
 
     A number (its long tail drawn in) or a date is one dimension; Gaussian bumps along it (radial basis functions,
     Broomhead and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf
@@ -54,92 +57,85 @@ class MovieFeatures:
 
     Parameters
     ----------
+    catalogue : DataFrame of shape (movies, columns)
+        Cells as text.
+    embeddings : ndarray of shape (movies, dimensions)
+        Of the overviews; NaN where there is none.
     seed : int
         Seed of the decompositions.
 
-    Attributes
-    ----------
-    arrays_ : dict of str to ndarray
+    Returns
+    -------
+    fitted : dict of str to ndarray
         By kind and name of a source, its centre above its projection; in the order of the vectors' dimensions.
+    described : tuple of ndarray
+        As of `describe_movies`.
     """
+    wide: dict[str, Any] = {OVERVIEW: embeddings}
+    for name, column in catalogue.items():
+        told = np.isfinite(as_numbers(column)).sum()
+        kind = "number" if told and told >= FIXED.readable * column.notna().sum() else "words"
+        wide[f"{kind}/{name}"] = READERS[kind](column)
+    fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
+    return fitted, project(fitted, wide)
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.arrays_: dict[str, NDArray[Any]] = {}
 
-    def fit_transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
-        """Learn each source's kind and projection, and describe the movies.
+def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
+    """Learn a source's centre and projection; without a dimension where it tells no movies apart."""
+    known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
+    if not known.shape[0]:
+        return np.empty((0, 0), np.float32)
+    projection = np.ones((wide.shape[1], 1), np.float32)
+    if len(projection) > 1:
+        weights = diags_array(TfidfTransformer().fit(known).idf_ if key.startswith("words/") else projection[:, 0])
+        most = min(FIXED.topics, *known.shape)
+        topics = randomized_svd(known @ weights, most, n_iter=3, random_state=seed)[2]
+        projection = weights @ topics.T
+    block = known @ projection
+    varied, spread = block.std(axis=0) > FIXED.alike * np.abs(block).max(), np.sqrt(block.var(axis=0).sum())
+    return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
 
-        Parameters
-        ----------
-        catalogue : DataFrame of shape (movies, columns)
-            Cells as text.
-        embeddings : ndarray of shape (movies, dimensions)
-            Of the overviews; NaN where there is none.
 
-        Returns
-        -------
-        tuple of ndarray
-            As of `transform`.
-        """
-        self.arrays_, wide = {}, {OVERVIEW: embeddings}
-        for name, column in catalogue.items():
-            told = np.isfinite(as_numbers(column)).sum()
-            kind = "number" if told and told >= FIXED.readable * column.notna().sum() else "words"
-            wide[f"{kind}/{name}"] = READERS[kind](column)
-        for key, values in wide.items():
-            self._fit_source(key, values)
-        return self._project(wide)
+def describe_movies(fitted: Sources, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
+    """Describe movies, also such as came after the fit.
 
-    def _fit_source(self, key: str, wide: Any) -> None:
-        known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
-        if not known.shape[0]:
-            return
-        projection = np.ones((wide.shape[1], 1), np.float32)
-        if len(projection) > 1:
-            weights = diags_array(TfidfTransformer().fit(known).idf_ if key.startswith("words/") else projection[:, 0])
-            most = min(FIXED.topics, *known.shape)
-            topics = randomized_svd(known @ weights, most, n_iter=3, random_state=self.seed)[2]
-            projection = weights @ topics.T
-        block = known @ projection
-        varied = block.std(axis=0) > FIXED.alike * np.abs(block).max()
-        if varied.any():
-            spread = np.sqrt(block.var(axis=0).sum())
-            self.arrays_[key] = (np.vstack([block.mean(axis=0), projection]) / spread)[:, varied].astype(np.float32)
+    Parameters
+    ----------
+    fitted : dict of str to ndarray
+        Of `fit_sources`.
+    catalogue : DataFrame of shape (movies, columns)
+        Cells as text; a column that was there in the fit and is not now counts as empty.
+    embeddings : ndarray of shape (movies, dimensions)
+        Of the overviews; NaN where there is none.
 
-    def transform(self, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
-        """Describe movies, also such as came after the fit.
+    Returns
+    -------
+    vectors : ndarray of shape (movies, dimensions)
+        Gaps as 0, the centre.
+    sources : ndarray of shape (dimensions,)
+        The kind and name of each dimension's source.
+    """
+    if OVERVIEW in fitted:
+        # Where no movie has an overview, nothing tells how wide their gaps are.
+        embeddings = np.broadcast_to(embeddings, (len(embeddings), len(fitted[OVERVIEW]) - 1))
+    gap, wide = pd.Series(np.nan, catalogue.index, dtype=object), {OVERVIEW: embeddings}
+    for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
+        wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
+    return project(fitted, wide)
 
-        Parameters
-        ----------
-        catalogue : DataFrame of shape (movies, columns)
-            Cells as text; a column that was there in the fit and is not now counts as empty.
-        embeddings : ndarray of shape (movies, dimensions)
-            Of the overviews; NaN where there is none.
 
-        Returns
-        -------
-        vectors : ndarray of shape (movies, dimensions)
-            Gaps as 0, the centre.
-        sources : ndarray of shape (dimensions,)
-            The kind and name of each dimension's source.
-        """
-        gap, wide = pd.Series(np.nan, catalogue.index, dtype=object), {OVERVIEW: embeddings}
-        for kind, _, name in (key.partition("/") for key in self.arrays_.keys() - wide):
-            wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
-        return self._project(wide)
-
-    def _project(self, wide: dict[str, Any]) -> Described:
-        blocks, names = [np.empty((len(wide[OVERVIEW]), 0))], []
-        for key, array in self.arrays_.items():
-            blocks.append(np.nan_to_num(wide[key] @ array[1:] - array[0], posinf=0, neginf=0))
-            names += [key] * len(array[0])
-        vectors, sources = np.hstack(blocks), np.array(names, np.str_)
-        numbers = is_number(sources)
-        centres, width = np.linspace(*FIXED.bumps, retstep=True)
-        bumps = np.exp(-np.square((vectors[:, numbers, None] - centres) / width) / 2).reshape(len(vectors), -1)
-        curves = np.char.add("curve/", np.repeat(sources[numbers], len(centres)))
-        return np.hstack([vectors, bumps]).astype(np.float32), np.append(sources, curves)
+def project(fitted: Sources, wide: dict[str, Any]) -> Described:
+    """Project each source, and add the bumps along numbers."""
+    blocks, names = [np.empty((len(wide[OVERVIEW]), 0))], []
+    for key, array in fitted.items():
+        blocks.append(np.nan_to_num(wide[key] @ array[1:] - array[0], posinf=0, neginf=0))
+        names += [key] * len(array[0])
+    vectors, sources = np.hstack(blocks), np.array(names, np.str_)
+    numbers = is_number(sources)
+    centres, width = np.linspace(*FIXED.bumps, retstep=True)
+    bumps = np.exp(-np.square((vectors[:, numbers, None] - centres) / width) / 2).reshape(len(vectors), -1)
+    curves = np.char.add("curve/", np.repeat(sources[numbers], len(centres)))
+    return np.hstack([vectors, bumps]).astype(np.float32), np.append(sources, curves)
 
 
 def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:

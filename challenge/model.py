@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import cosine_similarity
 
-from challenge.features import OVERVIEW, MovieFeatures, is_number
+from challenge.features import OVERVIEW, fit_sources, is_number
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS, TableError
 from challenge.taste import Floats, Indices, Ratings, Taste, fit_users, habits, shrunk_means, with_level
@@ -46,7 +46,7 @@ def describe(learned: Arrays, vectors: Floats, sources: NDArray[np.str_], promis
     vectors : ndarray of shape (movies, dimensions)
         Movie vectors.
     sources : ndarray of shape (dimensions,)
-        As of `MovieFeatures.transform`.
+        As of `describe_movies`.
     promised, given : ndarray of shape (movies,)
         Stars above the mean that the catalogue promises, and that the public gave, or again what is promised.
 
@@ -83,8 +83,8 @@ class RatingModel:
 
     Attributes
     ----------
-    features : MovieFeatures
-        Fitted.
+    features : dict of str to ndarray
+        What `describe_movies` needs of `fit_sources`.
     users, movies : Index
         Ids of the users, and of the movies that are known.
     """
@@ -92,8 +92,7 @@ class RatingModel:
     def __init__(self, arrays: Arrays, report: dict[str, Any]) -> None:
         self.arrays = arrays
         self.report = report
-        self.features = MovieFeatures()
-        self.features.arrays_ = {key: array for key, array in arrays.items() if "/" in key}
+        self.features = {key: array for key, array in arrays.items() if "/" in key}
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
@@ -107,9 +106,9 @@ class RatingModel:
         catalogue : Index of shape (movies,)
             Movie ids.
         vectors : ndarray of shape (movies, dimensions)
-            Of these movies, by `features`.
+            Of these movies, by `describe_movies`.
         sources : ndarray of shape (dimensions,)
-            As of `MovieFeatures.transform`.
+            As of `describe_movies`.
 
         Returns
         -------
@@ -374,8 +373,7 @@ def fit_model(
     (user, users), (movie, movies) = (pd.factorize(known[column]) for column in ("userId", "movieId"))
     if len(movies) < 2 * FIXED.folds:
         raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
-    features = MovieFeatures(seed)
-    described, sources = features.fit_transform(catalogue, embeddings)
+    features, (described, sources) = fit_sources(catalogue, embeddings, seed)
     vectors = described[catalogue.index.get_indexer(movies)]
     enter("taste")
     stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
@@ -422,7 +420,7 @@ def fit_model(
     people = {"tastes": tastes.weights_, "habits": user_habits}
     learned |= {name: np.pad(rows, ((0, 1), (0, 0))) for name, rows in people.items()}
     learned |= {"projection": tastes.projection_, "trees": np.array(trees), "reach": np.array(reach_trees)}
-    learned |= {"scores": np.quantile(scores, np.linspace(0, 1, 1001))} | features.arrays_
+    learned |= {"scores": np.quantile(scores, np.linspace(0, 1, 1001))} | features
     # Tastes were learned from the rated movies as they look to the folds without them.
     model = RatingModel(learned | describe(learned, vectors, sources, quality, given), report)
     return model.with_catalogue(catalogue.index, described, sources)

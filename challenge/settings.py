@@ -6,9 +6,9 @@ from typing import Literal
 
 import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
-VERSION = "1.3.0"
+VERSION = "1.4.0"
 PACKAGE = Path(__file__).parent
 FIXED = SimpleNamespace(**yaml.safe_load((PACKAGE / "parameters.yaml").read_text("utf-8")))
 
@@ -17,10 +17,8 @@ class ChallengeError(Exception):
     """Something that the caller or the operator can mend; `openapi.yaml` says what kind of problem each subclass is."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseSettings, env_prefix="CHALLENGE_", frozen=True):
     """What an operator may change, each by an environment variable ``CHALLENGE_<NAME>``."""
-
-    model_config = SettingsConfigDict(env_prefix="CHALLENGE_", frozen=True)
 
     encoder: str = Field("distilbert-base-uncased", description="hub name or local folder of the DistilBERT")
     max_tokens: int = Field(512, ge=8, le=512, description="tokens of an overview that are read")

@@ -61,11 +61,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     file
         To write to.
     """
-    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        with (Path(folder) / path.name).open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, open(f"{folder}/new", "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
         os.replace(file.name, path)
 
 
@@ -139,8 +138,7 @@ class Store:
 
     def state(self) -> tuple[int | None, int]:
         """Return the number of the last switch of models, if there was one, and of the last rating that was added."""
-        switch, last_rating = self._rows("SELECT * FROM state")[0].values()
-        return switch, last_rating
+        return tuple(self._rows("SELECT * FROM state")[0].values())
 
     def active(self) -> int | None:
         """Return the number of the active model, if there is one."""
@@ -260,9 +258,8 @@ class Store:
             As they were added, the oldest first.
         """
         query = "SELECT userId, rating, movieId FROM ratings WHERE id > ? AND id <= ? ORDER BY id"
-        kinds = {"userId": "category", "movieId": "category"}
         with closing(self._connect()) as file:
-            return pd.read_sql(query, file, params=(after, last), dtype=kinds)
+            return pd.read_sql(query, file, params=(after, last), dtype={"userId": "category", "movieId": "category"})
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Run one statement as a transaction, which is on disk afterwards."""

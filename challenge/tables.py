@@ -1,14 +1,15 @@
 """CSV files in, checked tables out."""
 
+import re
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 
-from challenge.settings import ChallengeError
+from challenge.settings import FIXED, ChallengeError
 
-NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating"}
+NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating", "overview": "overview"}
 RATINGS = (1.0, 5.0)
 # Nothing but an empty cell is a gap: "NA" may be an id.
 CELLS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
@@ -49,7 +50,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...], **options: Any)
     except ValueError as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
     table.columns = [NAMES.get(str(name).strip().lower(), str(name).strip()) for name in table.columns]
-    for column in columns:
+    for column in [*columns, *table.columns]:
         if (found := list(table.columns).count(column)) != 1:
             raise TableError(f"line 1: column '{column}' is there {found} times, not once")
     table = table.dropna(how="all")
@@ -66,6 +67,11 @@ def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
         # The index counts from the first line of data; a reader counts lines from 1, the header's.
         line = wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 2
         raise TableError(f"line {line}, column '{column}': the cell {what}")
+
+
+def as_ids(column: "pd.Series[str]") -> "pd.Series[Any]":
+    """Return ids as categories, without spaces around them and the .0 that programs write where a column has gaps."""
+    return column.astype("category").map(lambda text: re.sub(r"^(\d+)\.0$", r"\1", text.strip())).astype("category")
 
 
 def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
@@ -91,7 +97,7 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     """
     columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
     table = read_csv(source, columns, dtype=str, usecols=lambda name: NAMES.get(name.strip().lower()) in columns)
-    table = table.astype("category")
+    table = table.astype("category").assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
     if rated:
         # As categories: a few distinct texts are parsed instead of one a row.
         values = pd.to_numeric(table["rating"].cat.categories.to_series(), errors="coerce").to_numpy(np.float64)
@@ -126,5 +132,7 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
         catalogue = read_csv(source, ("movieId",), dtype=str)
     except FileNotFoundError as error:
         raise CatalogueMissingError(f"there is no catalogue at {source} (CHALLENGE_CATALOGUE)") from error
+    catalogue = catalogue.assign(movieId=as_ids(catalogue["movieId"]).astype(str))
     catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
+    catalogue = catalogue.mask(catalogue.isin(FIXED.gaps))
     return catalogue.assign(overview=catalogue.get("overview", pd.Series(dtype=str))).astype({"overview": object})

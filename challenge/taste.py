@@ -71,9 +71,8 @@ def batches(ratings: Ratings, width: int) -> Iterator[tuple[Indices, Indices, ND
     """
     folds, users = ratings.folds.max(initial=0) + 1, ratings.users.max(initial=-1) + 1
     cells = ratings.users * folds + ratings.folds
-    counts = np.bincount(cells, minlength=users * folds)
-    starts, by_cell = (counts.cumsum() - counts).reshape(users, folds), np.argsort(cells, kind="stable")
-    counts = counts.reshape(users, folds)
+    counts = np.bincount(cells, minlength=users * folds).reshape(users, folds)
+    starts, by_cell = counts.cumsum().reshape(users, folds) - counts, np.argsort(cells, kind="stable")
     most = counts.max(axis=1)
     by_activity = np.argsort(most, kind="stable")
     filled = np.cumsum(np.maximum(most[by_activity] * folds, width) * width) // FIXED.batch
@@ -85,8 +84,8 @@ def batches(ratings: Ratings, width: int) -> Iterator[tuple[Indices, Indices, ND
         yield batch, by_cell[np.where(there, starts[batch][..., None] + steps, 0)], there
 
 
-def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
-    """Solve ridge regressions with a unit prior and unit noise.
+def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
+    """Solve ridge regressions with a unit prior and unit noise, in their dual form.
 
     Parameters
     ----------
@@ -97,25 +96,15 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats]:
 
     Returns
     -------
-    weights : ndarray of shape (batch, dimensions, 1)
-        Posterior means.
-    known : ndarray of shape (batch, dimensions)
-        From 0 to 1, how far the ratings determine each weight.
+    size, known : ndarray of shape (dimensions,)
+        Sums over the batch: of each weight's squared posterior mean, and of how far, from 0 to 1, it is determined.
+    error : floating
+        Sum of the squares that the regressions leave of the target.
     """
-    columns, size = rows.transpose(0, 2, 1), min(rows.shape[1:])
-    if size < rows.shape[2]:
-        inverse = np.linalg.inv(rows @ columns + np.eye(size, dtype=rows.dtype))
-        return columns @ (inverse @ target), ((inverse @ rows) * rows).sum(axis=1)
-    gram = columns @ rows
-    inverse = np.linalg.inv(gram + np.eye(size, dtype=rows.dtype))
-    # Not 1 - diagonal: what is hardly known would be rounding alone.
-    return inverse @ (columns @ target), (inverse * gram).sum(axis=1)
-
-
-def without_each(parts: Floats) -> Floats:
-    """Sum over the second axis: all parts but one, for each of them, and last all parts."""
-    whole = parts.sum(axis=1, keepdims=True)
-    return np.concatenate([whole - parts, whole], axis=1)
+    inverse = np.linalg.inv(rows @ rows.transpose(0, 2, 1) + np.eye(rows.shape[1], dtype=rows.dtype))
+    left = inverse @ target
+    size = np.square(rows.transpose(0, 2, 1) @ left).sum(axis=(0, 2))
+    return size, (inverse @ rows * rows).sum(axis=(0, 1)), np.square(left).sum()
 
 
 def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats, Floats, Floats]:
@@ -148,16 +137,17 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
         rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
         trusted = rows * trust
         columns, (folds, most) = trusted.swapaxes(2, 3), there.shape[1:]
+        # Each fit's folds: all but one, and last all.
+        kept = 1 - np.eye(folds + 1, folds, dtype=np.float32)
         if folds * most < vectors.shape[1]:
             # Few ratings: a small system for each instead (Woodbury's identity).
-            kept = np.arange(folds * most) // most != np.arange(folds + 1)[:, None]
-            some = trusted.reshape(len(batch), 1, folds * most, -1) * kept[..., None]
+            some = trusted.reshape(len(batch), 1, folds * most, -1) * kept.repeat(most, axis=1)[..., None]
             image = some @ prior
             inner = np.linalg.inv(image @ some.swapaxes(2, 3) + np.eye(folds * most, dtype=np.float32))
             covariance = prior - image.swapaxes(2, 3) @ inner @ image
         else:
-            covariance = np.linalg.inv(without_each(columns @ trusted) + precision)
-        weight = covariance @ without_each(columns @ (stars[places][..., None] * trust))
+            covariance = np.linalg.inv(np.einsum("ef,uf...->ue...", kept, columns @ trusted) + precision)
+        weight = covariance @ np.einsum("ef,uf...->ue...", kept, columns @ (stars[places][..., None] * trust))
         held_out[places[there]] = (rows @ weight[:, :-1])[there][:, 0]
         weights[batch] = weight[:, -1, :, 0]
         return covariance.sum(axis=0) + weight[..., 0].transpose(1, 2, 0) @ weight[..., 0].swapaxes(0, 1)
@@ -188,10 +178,8 @@ def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
     held_out : ndarray of shape (ratings,)
         For each rating, of its user's ratings of other folds.
     """
-    one = np.ones((1, 1), np.float32)
-    means, held_out, _ = fit_users(
-        one, ratings._replace(movies=np.zeros_like(ratings.movies)), one / np.float32(FIXED.prior)
-    )
+    constant = np.ones((ratings.movies.max(initial=0) + 1, 1), np.float32)
+    means, held_out, _ = fit_users(constant, ratings, np.eye(1, dtype=np.float32) / FIXED.prior)
     return means[:, 0], held_out
 
 
@@ -216,8 +204,7 @@ def habits(ratings: Ratings, surplus: Floats, usual: float) -> tuple[Floats, Flo
         For each rating, the same from its user's ratings of other folds; the first column is of all folds.
     """
     targets, counts = (np.square(ratings.stars) - usual, surplus[ratings.movies]), np.bincount(ratings.users)
-    means = [shrunk_means(ratings._replace(stars=stars.astype(np.float32))) for stars in targets]
-    users, held_out = ([mean[side] for mean in means] for side in (0, 1))
+    users, held_out = zip(*(shrunk_means(ratings._replace(stars=stars.astype(np.float32))) for stars in targets))
     return np.column_stack([counts, *users]), np.column_stack([counts[ratings.users], *held_out])
 
 
@@ -279,10 +266,12 @@ class Taste:
         if not hasattr(self, "scales_"):
             self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], ratings)
         scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings.movies, minlength=len(vectors))
-        self.strengths_ = np.sqrt(self.noise_ * pd.Series(scaled.var(axis=0)).groupby([*sources]).sum()).to_dict()
+        self.strengths_ = np.sqrt(
+            self.noise_ * pd.Series(scaled.var(axis=0)).groupby([*map(str, sources)]).sum()
+        ).to_dict()
         # What tells apart the movies that are rated most.
-        axes = np.fliplr(np.linalg.eigh((scaled.T * counts.astype(np.float32)) @ scaled)[1])
-        axes = axes[:, slice(self.dimensions - 1)]
+        weighted = np.linalg.qr(scaled * np.sqrt(counts, dtype=np.float32)[:, None], mode="r")
+        axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
         projected, unit = design @ projection, np.eye(len(projection.T), dtype=np.float32)
         some = sample(ratings, FIXED.coupled, self.seed)
@@ -303,17 +292,14 @@ class Taste:
         most, problems, count = FIXED.learner_ratings // (some.users.max() + 1), [], 0
         for _, places, there in batches(some, len(sources)):
             places, there = places[:, 0, :most], there[:, 0, :most]
-            trust = (there * some.roots[places])[..., None]
-            problems.append((design[some.movies[places]] * trust, some.stars[places][..., None] * trust))
+            rows = np.dstack([design[some.movies[places]], some.stars[places]])
+            # No more rows than columns, however many ratings, have the same regression.
+            problems.append(np.linalg.qr(rows * (there * some.roots[places])[..., None], mode="r"))
             count += there.sum()
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
-            size, known, error = np.zeros(len(sources)), np.zeros(len(sources)), TINY
-            solved = side_by_side(lambda rows, target: evidence(rows * self.scales_, target), *zip(*problems))
-            for (rows, target), (weights, determined) in zip(problems, solved):
-                size += (weights[..., 0] ** 2).sum(axis=0)
-                known += determined.sum(axis=0)
-                error += np.square(target - rows @ (self.scales_[:, None] * weights)).sum()
-            self.noise_ = float(error / max(count - known.sum(), 1))
-            growth = np.bincount(sources, size) / np.maximum(np.bincount(sources, known), TINY) / self.noise_
+            sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), problems)
+            size, known, error = (sum(parts) for parts in zip(*sums))
+            self.noise_ = float((error + TINY) / max(count - known.sum(), 1))
+            growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, TINY, LARGEST).astype(np.float32)

@@ -169,7 +169,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         pooled, logits, losses = pool(states, attention_mask).unsqueeze(1), {}, dict[str, Tensor]()
         for task in self.tasks:
             logits[task.name] = self.heads[task.name](states if task.kind == "tokens" else pooled)
-            there, given = known(labels[task.name], logits[task.name])
+            given, there = known(logits[task.name], labels[task.name])
             if task.weight and len(there):
                 losses[task.name] = KINDS[task.kind][0](given, there)
         if guessing:
@@ -224,10 +224,10 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
             parameter.requires_grad_(re.search(pattern, name) is not None)
 
 
-def known(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out what has no label: rows of labels and of logits stay, in order."""
+def known(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out what has no label: rows of logits and of labels stay, in order."""
     there = labels[..., 0] != NONE
-    return labels[there], logits[there]
+    return logits[there], labels[there]
 
 
 def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
@@ -315,8 +315,7 @@ def scores(tasks: list[Task], prediction: Any) -> dict[str, float]:
     """Give each task's loss and score on the movies held out."""
     figures = dict[str, float]()
     for task in tasks:
-        parts = (prediction.label_ids, prediction.predictions)
-        true, logits = known(*(torch.from_numpy(part[task.name]) for part in parts))
+        logits, true = known(*(torch.from_numpy(part[task.name]) for part in prediction))
         if len(true):
             loss, score = KINDS[task.kind]
             figures[f"{task.name}_loss"] = float(loss(logits, true))

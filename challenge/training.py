@@ -5,11 +5,10 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -20,6 +19,7 @@ from prometheus_client import Counter, Gauge, Summary
 from threadpoolctl import threadpool_limits
 
 from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
+from challenge.features import describe_movies
 from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings
 from challenge.store import Store, digest, replacing
@@ -28,8 +28,6 @@ from challenge.tables import read_catalogue
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
-# Number of the last switch of models, time of the catalogue, number of the last rating that was added.
-State = tuple[int | None, int, int]
 logger = logging.getLogger(__name__)
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
@@ -48,7 +46,8 @@ class Service:
         self.settings = settings
         self._trainer = ThreadPoolExecutor(1, "training")
         self._preparing = Lock()
-        self._serving: tuple[State, RatingModel] | None = None
+        # By the last switch of models and the catalogue's time the model that serves, and the last rating it knows of.
+        self._serving: dict[tuple[int | None, int], tuple[RatingModel, int]] = {}
 
     @cached_property
     def store(self) -> Store:
@@ -75,24 +74,22 @@ class Service:
         TrainingBusyError
             If a training is at work.
         """
-        with ExitStack() as alone:
-            alone.enter_context(self.store.alone())
-            number = self.store.begin()
-            # The thread lets go of the lock.
-            return number, self._trainer.submit(copy_context().run, self._train, number, ratings, alone.pop_all())
+        alone, number = self.store.alone(), self.store.begin()
+        # The thread lets go of the lock.
+        return number, self._trainer.submit(copy_context().run, self._train, number, ratings, alone)
 
-    def _train(self, number: int, ratings: pd.DataFrame, alone: ExitStack) -> dict[str, Any]:
-        clock = [("preparation", perf_counter())]
+    def _train(self, number: int, ratings: pd.DataFrame, alone: AbstractContextManager[Any]) -> dict[str, Any]:
+        clock = {"preparation": perf_counter()}
 
         def enter(stage: str) -> None:
             self.store.update(number, stage=stage)
-            clock.append((stage, perf_counter()))
+            clock[stage] = perf_counter()
 
         with alone:
             try:
                 model = self._fit(number, ratings, enter)
                 enter("saving")
-                seconds = {stage: end - start for (stage, start), (_, end) in pairwise(clock)}
+                seconds = pd.Series(clock).diff().shift(-1).dropna().to_dict()
                 model.report |= {"model": number, "seconds": seconds}
                 self.store.save(model, number, self.settings.keep)
             except BaseException as error:
@@ -164,9 +161,9 @@ class Service:
             If it cannot be used; the message names the line and the column.
         """
         catalogue = read_catalogue(source)
-        if self._serving:
+        for model, _ in self._serving.values():
             # Now, lest the next prediction waits for it.
-            self._encode(catalogue, Encoder(**self._serving[1].report["encoder"]))
+            self._encode(catalogue, Encoder(**model.report["encoder"]))
         source.seek(0)
         with replacing(self.settings.catalogue.resolve()) as file:
             shutil.copyfileobj(source, file)
@@ -186,30 +183,27 @@ class Service:
         NotTrainedError
             If there is no model that can be used.
         """
-        serving = self._serving
-        if serving is None or serving[0] != self._state():
-            with self._preparing:
-                serving = self._serving = self._prepare()
-        return serving[1]
+        path = self.settings.catalogue
+        with self._preparing:
+            switch, last_rating = self.store.state()
+            origin = switch, path.stat().st_mtime_ns if path.exists() else 0
+            if origin not in self._serving:
+                self._serving = {origin: (self._load(), 0)}
+            model, known = self._serving[origin]
+            if known != last_rating:
+                model = model.update(self.store.added(known, last_rating))
+                self._serving = {origin: (model, last_rating)}
+            return model
 
-    def _state(self) -> State:
-        path, (switch, last_rating) = self.settings.catalogue, self.store.state()
-        return switch, path.stat().st_mtime_ns if path.exists() else 0, last_rating
-
-    def _prepare(self) -> tuple[State, RatingModel]:
-        state, serving = self._state(), self._serving
-        if serving is None or serving[0][:2] != state[:2]:
-            model = self.store.load_active()
-            if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
-                catalogue = read_catalogue(self.settings.catalogue)
-                # The encoder that the model was trained with: the settings may have changed since.
-                encoder = Encoder(**model.report["encoder"])
-                embeddings, _ = self._encode(catalogue, encoder)
-                model = model.with_catalogue(catalogue.index, *model.features.transform(catalogue, embeddings))
-            serving = (*state[:2], 0), model
-            ACTIVE.set(model.report["model"])
-        (*_, known), model = serving
-        return state, model if known == state[2] else model.update(self.store.added(known, state[2]))
+    def _load(self) -> RatingModel:
+        model = self.store.load_active()
+        if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
+            catalogue = read_catalogue(self.settings.catalogue)
+            # The encoder that the model was trained with: the settings may have changed since.
+            embeddings, _ = self._encode(catalogue, Encoder(**model.report["encoder"]))
+            model = model.with_catalogue(catalogue.index, *describe_movies(model.features, catalogue, embeddings))
+        ACTIVE.set(model.report["model"])
+        return model
 
     def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Embeddings, int]:
         """Return the overviews' embeddings, and how many were not in the cache; nobody is told by default."""

@@ -367,6 +367,9 @@ def test_catalogue_is_replaced(server: Server, expected: str, tmp_path: Path) ->
     assert server.get("/movies", "-X", "PUT", *form(path)).json == {"movies": 50}
     assert server.predict(TEST).body != expected
     assert len(server.get("/users/nobody/recommendations?count=100").json) == 50
+    movies[["movieId"]].head(50).to_csv(path, index=False)
+    assert server.get("/movies", "-X", "PUT", *form(path)).json == {"movies": 50}
+    assert server.predict(TEST).status == 200
     assert server.get("/movies", "-X", "PUT", *form(DEMO / "df_movies.csv")).status == 200
     assert server.predict(TEST).body == expected
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from challenge.features import MovieFeatures, tokens
+from challenge.features import as_numbers, describe_movies, fit_sources, tokens
 
 CATALOGUE = pd.DataFrame(
     {
@@ -27,6 +27,9 @@ EMBEDDINGS = np.array([[1, 0], [0, 1], [1, 1], [np.nan, np.nan]], np.float32)
         ('[{"id": 1, "name": "Science Fiction"}, {"id": 2, "name": "Night"}]', ["science fiction", "night"]),
         ("['Ocean', 'Sea']", ["ocean", "sea"]),
         ('["It\'s"]', ["it's"]),
+        (r'["Caf\u00e9", "A \"B\"", "C"]', [r"caf\u00e9", r"a \"b\"", "c"]),
+        ("[28, 12]", ["28", "12"]),
+        ("R", ["r"]),
         ("Drama|War", ["drama", "war"]),
         ("Étoile du Nord!", ["étoile", "du", "nord"]),
         ("[]", []),
@@ -40,7 +43,7 @@ def test_tokens(cell: str, found: list[str]) -> None:
 
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
-    vectors, sources = MovieFeatures().fit_transform(CATALOGUE, EMBEDDINGS)
+    _, (vectors, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
     kinds = {"number/budget", "number/premiere", "words/labels", "words/kind", "vector/overview embedding"}
     assert set(sources) == kinds | {"curve/number/budget", "curve/number/premiere"}
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
@@ -48,7 +51,7 @@ def test_kinds() -> None:
 
 def test_centred_and_scaled() -> None:
     """A source's vectors are centred, their mean square norm is 1, and gaps lie at the centre."""
-    vectors, sources = MovieFeatures().fit_transform(CATALOGUE, EMBEDDINGS)
+    _, (vectors, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
     for source, known in (("number/budget", [0, 2, 3]), ("vector/overview embedding", [0, 1, 2])):
         block = vectors[:, sources == source]
         np.testing.assert_allclose(block[known].mean(axis=0), 0, atol=1e-6)
@@ -60,7 +63,7 @@ def test_curves() -> None:
     """Bumps tell apart what a straight line cannot: the middle of a number from both of its ends."""
     numbers = np.linspace(-1, 1, 101)
     catalogue = pd.DataFrame({"x": numbers.astype(str), "overview": None}, dtype=object)
-    vectors, sources = MovieFeatures().fit_transform(catalogue, np.full((101, 2), np.nan, np.float32))
+    _, (vectors, sources) = fit_sources(catalogue, np.full((101, 2), np.nan, np.float32))
     target = np.abs(numbers) - np.abs(numbers).mean()
     errors = [
         np.std(target - LinearRegression().fit(some, target).predict(some))
@@ -71,20 +74,35 @@ def test_curves() -> None:
 
 def test_later_movies() -> None:
     """Movies that come later are described as the same movies were in the fit; missing columns count as empty."""
-    features = MovieFeatures()
-    whole, sources = features.fit_transform(CATALOGUE, EMBEDDINGS)
-    np.testing.assert_array_equal(features.transform(CATALOGUE, EMBEDDINGS)[0], whole)
-    part, _ = features.transform(CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
+    features, (whole, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
+    np.testing.assert_array_equal(describe_movies(features, CATALOGUE, EMBEDDINGS)[0], whole)
+    part, _ = describe_movies(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
     np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
-    without, _ = features.transform(CATALOGUE.drop(columns="budget"), EMBEDDINGS)
+    without, _ = describe_movies(features, CATALOGUE.drop(columns="budget"), EMBEDDINGS)
     assert not without[:, sources == "number/budget"].any()
+
+
+@pytest.mark.parametrize("form", ["{}", "${}", "{}%", "{:,}", "€{:,}"])
+def test_dressed_numbers(form: str) -> None:
+    """A currency, per cent and what divides thousands are no part of a number."""
+    numbers = [1.0, 250.0, 2500.0, 7250000.0]
+    written = pd.Series([form.format(int(number)) for number in numbers])
+    np.testing.assert_allclose(np.sinh(as_numbers(written)[:, 0]), numbers)
+
+
+def test_later_movies_without_overviews() -> None:
+    """Where no movie has an overview, their embeddings' width is not known: they are gaps."""
+    features, (whole, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
+    vectors, _ = describe_movies(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
+    overview = sources == "vector/overview embedding"
+    assert not vectors[:, overview].any()
+    np.testing.assert_array_equal(vectors[:, ~overview], whole[:, ~overview])
 
 
 def test_numbers_without_bounds() -> None:
     """A number too large to be one counts as a gap."""
-    features = MovieFeatures()
-    features.fit_transform(CATALOGUE, EMBEDDINGS)
-    vectors, sources = features.transform(CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
+    features, _ = fit_sources(CATALOGUE, EMBEDDINGS)
+    vectors, sources = describe_movies(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
     assert np.isfinite(vectors).all()
     assert not vectors[:3, sources == "number/budget"].any()
 
@@ -92,7 +110,7 @@ def test_numbers_without_bounds() -> None:
 def test_rounding_is_no_difference() -> None:
     """Embeddings that are all alike, to the last digits, tell nothing apart."""
     rounding = np.random.default_rng(0).normal(1, 1e-7, EMBEDDINGS.shape).astype(np.float32)
-    _, sources = MovieFeatures().fit_transform(CATALOGUE, rounding)
+    _, (_, sources) = fit_sources(CATALOGUE, rounding)
     assert "vector/overview embedding" not in sources
 
 
@@ -100,6 +118,6 @@ def test_few_values_make_few_topics() -> None:
     """A column has no more dimensions than its values tell apart: what is beyond them would be rounding."""
     values = ["red car", "blue car", "green bike", "car bike"] * 20
     catalogue = pd.DataFrame({"thing": values, "overview": None}, dtype=object)
-    vectors, sources = MovieFeatures().fit_transform(catalogue, np.full((80, 2), np.nan, np.float32))
+    _, (vectors, sources) = fit_sources(catalogue, np.full((80, 2), np.nan, np.float32))
     assert set(sources) == {"words/thing"} and len(sources) <= 4
     assert len(np.unique(vectors.round(4), axis=0)) == 4

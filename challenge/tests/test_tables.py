@@ -89,9 +89,32 @@ def test_forms(form: str) -> None:
 
 def test_ids_are_text() -> None:
     """Ids that look like numbers or like nothing stay as they are written."""
-    ids = ["007", "7", "7.0", "1e3", "NA", "null", "nan", "José", "12345678901234567890", "a,b", 'say "so"']
+    ids = [
+        "007",
+        "7",
+        "7.5",
+        "1e3",
+        "1.0.0",
+        "v1.0",
+        "NA",
+        "null",
+        "nan",
+        "José",
+        "12345678901234567890",
+        "a,b",
+        'say "so"',
+    ]
     table = pd.DataFrame({"userId": ids, "movieId": ids}).to_csv(index=False).encode()
     assert read(table, rated=False) == {"userId": ids, "movieId": ids}
+
+
+def test_ids_of_other_programs(tmp_path: Path) -> None:
+    """An id is the same one with spaces around it, or with the .0 of a column that had gaps."""
+    table = b"userId,movieId\n7.0,007\n 7 ,007 \n7,007\n"
+    assert read(table, rated=False) == {"userId": ["7"] * 3, "movieId": ["007"] * 3}
+    path = tmp_path / "movies.csv"
+    path.write_bytes(b"movieId,year\n7.0,1\n 8 ,2\n7,3\n")
+    assert read_catalogue(path)["year"].to_dict() == {"8": "2", "7": "3"}
 
 
 def test_last_duplicate_counts() -> None:
@@ -133,6 +156,25 @@ def test_catalogue(tmp_path: Path) -> None:
     assert catalogue["title"].tolist() == ["New, better", "B"]
     assert catalogue["year"].isna().tolist() == [True, False]
     assert catalogue["overview"].isna().all()
+
+
+@pytest.mark.parametrize("gap", ["N/A", "\\N", "nan", "Unknown", "-"])
+def test_gaps(tmp_path: Path, gap: str) -> None:
+    """What programs write where nothing is known is a gap, but for ids."""
+    path = tmp_path / "movies.csv"
+    path.write_text(f"movieId,votes,Overview\n{gap},{gap},Somebody.\n7,1,{gap}\n", encoding="utf-8")
+    catalogue = read_catalogue(path)
+    assert catalogue.index.tolist() == [gap, "7"]
+    assert catalogue["votes"].isna().tolist() == [True, False]
+    assert catalogue["overview"].isna().tolist() == [False, True]
+
+
+def test_two_overviews(tmp_path: Path) -> None:
+    """A catalogue with two columns of one name is refused by the name."""
+    path = tmp_path / "movies.csv"
+    path.write_text("movieId,Overview,overview\n7,One.,Another.\n", encoding="utf-8")
+    with pytest.raises(TableError, match="'overview' is there 2 times"):
+        read_catalogue(path)
 
 
 @pytest.mark.parametrize("text", ["", "title\nA\n", "movieId,title\n", "movieId,title\n1,A\n,B\n"])

@@ -1,5 +1,7 @@
 """Users' regressions, against the textbook's formulas."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -29,20 +31,26 @@ def test_batches() -> None:
 
 @pytest.mark.parametrize("ratings", [3, 12])
 def test_evidence(ratings: int) -> None:
-    """Few ratings or many: both routes give the ridge regression's weights."""
+    """Few ratings or many: the sums are those of the ridge regressions, also after the rows were reduced."""
     rows, target = RANDOM.normal(size=(2, ratings, 6)), RANDOM.normal(size=(2, ratings, 1))
-    weights, known = evidence(rows, target)
-    for row, value, weight, share in zip(rows, target, weights, known):
+    size, known, error = np.zeros(6), np.zeros(6), 0.0
+    for row, value in zip(rows, target):
         covariance = np.linalg.inv(row.T @ row + np.eye(6))
-        np.testing.assert_allclose(weight, covariance @ row.T @ value, atol=1e-9)
-        np.testing.assert_allclose(share, 1 - np.diag(covariance), atol=1e-9)
+        weight = covariance @ row.T @ value
+        size += weight[:, 0] ** 2
+        known += 1 - np.diag(covariance)
+        error += np.square(value - row @ weight).sum()
+    reduced: Any = np.linalg.qr(np.dstack([rows, target]), mode="r")
+    for found in (evidence(rows, target), evidence(reduced[..., :-1], reduced[..., -1:])):
+        for one, expected in zip(found, (size, known, np.array(error))):
+            np.testing.assert_allclose(one, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("ratings", [3, 60])
 def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
     """Single precision is enough also where ratings say next to nothing of a weight."""
     rows = RANDOM.normal(size=(1, ratings, 6)) * [1, 1, 1, 1, 1e-4, 1e-7]
-    exact, single = (evidence(table, table[..., :1])[1][0] for table in (rows, rows.astype(np.float32)))
+    exact, single = (evidence(table, table[..., :1])[1] for table in (rows, rows.astype(np.float32)))
     np.testing.assert_allclose(single, exact, rtol=1e-3)
     np.testing.assert_allclose(single[4:], (rows[0, :, 4:] ** 2).sum(axis=0), rtol=0.99)
 

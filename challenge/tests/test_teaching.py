@@ -131,8 +131,8 @@ def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
     with torch.inference_mode():
         plain, wide = model(**batch), model(**padded)
     torch.testing.assert_close(plain["loss"], wide["loss"])
-    true, logits = known(batch["labels"]["entities"], plain["logits"]["entities"])
-    true_too, logits_too = known(entities, wide["logits"]["entities"])
+    logits, true = known(plain["logits"]["entities"], batch["labels"]["entities"])
+    logits_too, true_too = known(wide["logits"]["entities"], entities)
     assert torch.equal(true, true_too) and 0 < len(true) < batch["attention_mask"].sum()
     torch.testing.assert_close(logits, logits_too)
 
