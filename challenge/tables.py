@@ -69,9 +69,10 @@ def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
         raise TableError(f"line {line}, column '{column}': the cell {what}")
 
 
-def as_ids(column: "pd.Series[str]") -> "pd.Series[Any]":
+def as_ids(column: "pd.Series[str]") -> "pd.Categorical[str]":
     """Return ids as categories, without spaces around them and the .0 that programs write where a column has gaps."""
-    return column.astype("category").map(lambda text: re.sub(r"^(\d+)\.0$", r"\1", text.strip())).astype("category")
+    places, texts = pd.factorize(column)
+    return pd.Categorical([re.sub(r"^(\d+)\.0$", r"\1", text.strip()) for text in texts]).take(places)
 
 
 def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
@@ -97,11 +98,12 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     """
     columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
     table = read_csv(source, columns, dtype=str, usecols=lambda name: NAMES.get(name.strip().lower()) in columns)
-    table = table.astype("category").assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
+    table = table.assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
     if rated:
-        # As categories: a few distinct texts are parsed instead of one a row.
-        values = pd.to_numeric(table["rating"].cat.categories.to_series(), errors="coerce").to_numpy(np.float64)
-        ratings = pd.Series(values[table["rating"].cat.codes], table.index)
+        # A few distinct texts are parsed instead of one a row.
+        places, texts = pd.factorize(table["rating"])
+        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float64)
+        ratings = pd.Series(values[places], table.index)
         reject(ratings.isna(), "rating", "is not a number")
         reject(~ratings.between(*RATINGS), "rating", "is not between 1 and 5")
         table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
