@@ -46,7 +46,7 @@ def describe(learned: Arrays, vectors: Floats, sources: NDArray[np.str_], promis
     vectors : ndarray of shape (movies, dimensions)
         Movie vectors.
     sources : ndarray of shape (dimensions,)
-        As of `describe_movies`.
+        As of `movie_vectors`.
     promised, given : ndarray of shape (movies,)
         Stars above the mean that the catalogue promises, and that the public gave, or again what is promised.
 
@@ -84,7 +84,7 @@ class RatingModel:
     Attributes
     ----------
     features : dict of str to ndarray
-        What `describe_movies` needs of `fit_sources`.
+        What `movie_vectors` needs of `fit_sources`.
     users, movies : Index
         Ids of the users, and of the movies that are known.
     """
@@ -106,9 +106,9 @@ class RatingModel:
         catalogue : Index of shape (movies,)
             Movie ids.
         vectors : ndarray of shape (movies, dimensions)
-            Of these movies, by `describe_movies`.
+            Of these movies, by `movie_vectors`.
         sources : ndarray of shape (dimensions,)
-            As of `describe_movies`.
+            As of `movie_vectors`.
 
         Returns
         -------

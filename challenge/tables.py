@@ -11,7 +11,7 @@ from challenge.settings import FIXED, ChallengeError
 
 NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating", "overview": "overview"}
 RATINGS = (1.0, 5.0)
-# Nothing but an empty cell is a gap: "NA" may be an id.
+# Nothing but an empty cell is a gap: "NA" may be an id. What else says nothing in a catalogue is in parameters.yaml.
 CELLS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
 
 
@@ -43,7 +43,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...], **options: Any)
     Raises
     ------
     TableError
-        If the file is no CSV, is empty, or lacks a column.
+        If the file is no CSV, is empty, lacks a column, or has two of one name.
     """
     try:
         table: pd.DataFrame = pd.read_csv(source, skip_blank_lines=False, index_col=False, **CELLS, **options)
@@ -111,7 +111,7 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
 
 
 def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
-    """Read the movies, every column as text.
+    """Read the movies, every column as text; cells that say that nothing is known are gaps.
 
     Parameters
     ----------

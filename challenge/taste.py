@@ -266,9 +266,8 @@ class Taste:
         if not hasattr(self, "scales_"):
             self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], ratings)
         scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings.movies, minlength=len(vectors))
-        self.strengths_ = np.sqrt(
-            self.noise_ * pd.Series(scaled.var(axis=0)).groupby([*map(str, sources)]).sum()
-        ).to_dict()
+        variances = pd.Series(scaled.var(axis=0)).groupby([*map(str, sources)]).sum()
+        self.strengths_ = np.sqrt(self.noise_ * variances).to_dict()
         # What tells apart the movies that are rated most.
         weighted = np.linalg.qr(scaled * np.sqrt(counts, dtype=np.float32)[:, None], mode="r")
         axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T

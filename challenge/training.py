@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge, Summary
 from threadpoolctl import threadpool_limits
 
 from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
-from challenge.features import describe_movies
+from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings
 from challenge.store import Store, digest, replacing
@@ -201,7 +201,7 @@ class Service:
             catalogue = read_catalogue(self.settings.catalogue)
             # The encoder that the model was trained with: the settings may have changed since.
             embeddings, _ = self._encode(catalogue, Encoder(**model.report["encoder"]))
-            model = model.with_catalogue(catalogue.index, *describe_movies(model.features, catalogue, embeddings))
+            model = model.with_catalogue(catalogue.index, *movie_vectors(model.features, catalogue, embeddings))
         ACTIVE.set(model.report["model"])
         return model
 

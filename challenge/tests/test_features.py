@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from challenge.features import as_numbers, describe_movies, fit_sources, tokens
+from challenge.features import as_numbers, fit_sources, movie_vectors, tokens
 
 CATALOGUE = pd.DataFrame(
     {
@@ -75,10 +75,10 @@ def test_curves() -> None:
 def test_later_movies() -> None:
     """Movies that come later are described as the same movies were in the fit; missing columns count as empty."""
     features, (whole, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
-    np.testing.assert_array_equal(describe_movies(features, CATALOGUE, EMBEDDINGS)[0], whole)
-    part, _ = describe_movies(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
+    np.testing.assert_array_equal(movie_vectors(features, CATALOGUE, EMBEDDINGS)[0], whole)
+    part, _ = movie_vectors(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
     np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
-    without, _ = describe_movies(features, CATALOGUE.drop(columns="budget"), EMBEDDINGS)
+    without, _ = movie_vectors(features, CATALOGUE.drop(columns="budget"), EMBEDDINGS)
     assert not without[:, sources == "number/budget"].any()
 
 
@@ -93,7 +93,7 @@ def test_dressed_numbers(form: str) -> None:
 def test_later_movies_without_overviews() -> None:
     """Where no movie has an overview, their embeddings' width is not known: they are gaps."""
     features, (whole, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
-    vectors, _ = describe_movies(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
+    vectors, _ = movie_vectors(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
     overview = sources == "vector/overview embedding"
     assert not vectors[:, overview].any()
     np.testing.assert_array_equal(vectors[:, ~overview], whole[:, ~overview])
@@ -102,7 +102,7 @@ def test_later_movies_without_overviews() -> None:
 def test_numbers_without_bounds() -> None:
     """A number too large to be one counts as a gap."""
     features, _ = fit_sources(CATALOGUE, EMBEDDINGS)
-    vectors, sources = describe_movies(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
+    vectors, sources = movie_vectors(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
     assert np.isfinite(vectors).all()
     assert not vectors[:3, sources == "number/budget"].any()
 
