@@ -5,20 +5,25 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics.pairwise import paired_cosine_distances
+from sklearn.utils import gen_batches
 from tqdm import tqdm
 
-from challenge.settings import ChallengeError
+from challenge.settings import FIXED, ChallengeError
 
 FILES = ("*.json", "*.txt", "*.safetensors")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# What all but the products of integers is computed in.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
 # Tokens of a batch, padding included.
 BUDGET = {"cpu": 2_048, "cuda": 65_536}
+# Texts are padded to the next multiple, and batched with those of the same length: no vector depends on its company.
+STEP = 8
 # SQLite's primary result codes for a file that is none of its own any more.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -42,7 +47,7 @@ class Encoder(NamedTuple):
     max_tokens : int
         Tokens of a text that are read; the rest is cut off.
     precision : str
-        ``fp32``, ``bf16`` or ``fp16``.
+        ``fp32``, ``bf16``, ``fp16`` or ``int8``, see `quantize`.
     fingerprint : str
         Digest of the files' content, of the pooling, and of the above but for the name.
     """
@@ -53,7 +58,7 @@ class Encoder(NamedTuple):
     fingerprint: str
 
 
-def choose(name: str, max_tokens: int, precision: str) -> Encoder:
+def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = ()) -> Encoder:
     """Find an encoder's files and the best precision for this machine.
 
     Parameters
@@ -64,6 +69,8 @@ def choose(name: str, max_tokens: int, precision: str) -> Encoder:
         Tokens of a text that are to be read.
     precision : str
         As of `Encoder`; ``auto`` is the fastest that the machine has natively.
+    texts : tuple of str
+        That are going to be encoded: if ``int8`` makes other vectors of the first ones, ``fp32`` is taken instead.
 
     Returns
     -------
@@ -76,6 +83,8 @@ def choose(name: str, max_tokens: int, precision: str) -> Encoder:
         If the files cannot be had.
     """
     precision = native_precision() if precision == "auto" else precision
+    if precision == "int8" and texts and not is_faithful(choose(name, max_tokens, precision), texts[: FIXED.probed]):
+        precision = "fp32"
     digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
     with blaming(name):
         folder = fetch(name)
@@ -140,8 +149,8 @@ def native_precision() -> str:
 
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if any(there for name, there in capabilities.items() if name.endswith("bf16")) else "fp32"
+    there = " ".join(name for name, there in torch.cpu.get_capabilities().items() if there is True)
+    return "bf16" if "bf16" in there else "int8" if "vnni" in there else "fp32"
 
 
 def fetch(name: str) -> Path:
@@ -186,25 +195,62 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision])
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
+    if encoder.precision == "int8":
+        return tokenizer, quantize(model)
     return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def quantize(model: Any) -> Any:
+    """Let linear layers multiply 8-bit integers; each token has its own scale, whatever its company.
+
+    References
+    ----------
+    Dettmers et al. 2022, LLM.int8(), https://arxiv.org/abs/2208.07339, section 3.1 (vector-wise quantisation)
+    """
+    import torch
+
+    def integers(rows: Any) -> tuple[Any, Any]:
+        scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127
+        return (rows / scale).round_().to(torch.int8), scale
+
+    def multiply(weight: Any, scale: Any, bias: Any, states: Any) -> Any:
+        rows, size = integers(states.flatten(0, -2))
+        return torch.addcmul(bias, torch._int_mm(rows, weight) * size, scale).unflatten(0, states.shape[:-1])
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            weight, scale = integers(layer.weight.detach())
+            layer.forward = partial(multiply, weight.T.contiguous(), scale[:, 0], layer.bias.detach())
+    return model
+
+
+@lru_cache(maxsize=1)
+def is_faithful(encoder: Encoder, texts: tuple[str, ...]) -> bool:
+    """Tell whether texts differ from their mean by an encoder as they do in fp32."""
+    encoders = encoder, choose(*encoder[:2], "fp32")
+    both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
+    worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
+    logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(texts), worst)
+    return bool(worst >= FIXED.faithful)
+
+
 def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
-    """Yield batches of texts with their vectors, texts of like length together, the longest first."""
+    """Yield batches of texts of one padded length with their vectors, the longest first."""
     if not texts:
         return
     import torch
 
     tokenizer, model = load(encoder)
     read = tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"]
-    order = sorted(range(len(texts)), key=lambda place: -len(read[place]))
-    while order:
-        size = max(1, BUDGET[model.device.type] // len(read[order[0]]))
-        batch, order = order[:size], order[size:]
-        padded = tokenizer.pad({"input_ids": [read[place] for place in batch]}, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
-        yield dict(zip((texts[place] for place in batch), vectors.cpu().numpy()))
+    lengths = np.array([-(-len(tokens) // STEP) * STEP for tokens in read])
+    for length in np.unique(lengths)[::-1]:
+        alike = np.flatnonzero(lengths == length)
+        for rows in gen_batches(len(alike), max(1, BUDGET[model.device.type] // int(length))):
+            tokens = {"input_ids": [read[place] for place in alike[rows]]}
+            padded = tokenizer.pad(tokens, pad_to_multiple_of=STEP, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
+            yield dict(zip((texts[place] for place in alike[rows]), vectors.cpu().numpy()))
 
 
 def pool(states: Any, mask: Any) -> Any:

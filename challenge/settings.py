@@ -22,7 +22,7 @@ class Settings(BaseSettings, env_prefix="CHALLENGE_", frozen=True):
 
     encoder: str = Field("distilbert-base-uncased", description="hub name or local folder of the DistilBERT")
     max_tokens: int = Field(512, ge=8, le=512, description="tokens of an overview that are read")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the DistilBERT's numbers")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="of DistilBERT's numbers")
     cached_texts: int = Field(1_000_000, ge=1_000, description="overviews whose vectors are kept, the newest")
     catalogue: Path = Field(Path("df_movies.csv"), description="the movies, a CSV")
     models: Path = Field(Path("models"), description="folder of the trained models and the overview vectors")

@@ -115,7 +115,7 @@ class Service:
             name = str(self.store.path(number).with_suffix(".encoder"))
             lessons = teach(catalogue, ratings, Path(name), plan)
         enter("encoder")
-        encoder = choose(name, self.settings.max_tokens, self.settings.precision)
+        encoder = choose(name, self.settings.max_tokens, self.settings.precision, tuple(catalogue["overview"].dropna()))
         embeddings, encoded = self._encode(catalogue, encoder, partial(self.store.update, number))
         # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
         with threadpool_limits(limits=1, user_api="blas"):

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
 from challenge.encoder import DTYPES, Encoder, choose, forward, load, native_precision
@@ -67,17 +68,18 @@ def routes(name: str) -> Iterator[tuple[str, str, Route]]:
         pass
     else:
         yield "sentence-transformers", "fp32", other.encode
-    for precision in dict.fromkeys(("fp32", native_precision())):
+    for precision in dict.fromkeys(("fp32", "int8", native_precision())):
         yield f"ours, {precision}", precision, partial(ours, encoder=choose(name, 512, precision))
 
 
 def peak_flops(precision: str) -> float:
     """Measure the operations a second of a large matrix product."""
-    dtype = getattr(torch, DTYPES[precision])
+    dtype = torch.int8 if precision == "int8" else getattr(torch, DTYPES[precision])
     left, right, best = torch.ones(2048, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype), np.inf
+    multiply = torch._int_mm if precision == "int8" else torch.matmul
     for _ in range(50):
         started = perf_counter()
-        left @ right
+        multiply(left, right)
         best = min(best, perf_counter() - started)
     return float(2 * 2048 * 768 * 768 / best)
 
@@ -105,9 +107,9 @@ def measure(name: str, texts: list[str], rounds: int) -> pd.DataFrame:
             vectors[route] = encode(texts if number >= 0 else texts[:BATCH])
             seconds.loc[number, route], memory[route] = perf_counter() - started, peak_memory()
     tokenizer, model = load(choose(name, 512, "fp32"))
-    tokens, shape = sum(map(len, tokenizer(texts, truncation=True, max_length=512)["input_ids"])), model.config
-    # Of the linear layers, a product and a sum a weight.
-    operations = 2 * shape.n_layers * (4 * shape.dim**2 + 2 * shape.dim * shape.hidden_dim) * tokens
+    tokens = sum(map(len, tokenizer(texts, truncation=True, max_length=512)["input_ids"]))
+    # A product and a sum a token, for each weight of the linear layers.
+    operations = 2 * tokens * sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     rows = []
     for route, precision, _ in there:
         took, reference = seconds.loc[0:, route].median(), vectors["plain loop"]

@@ -72,14 +72,16 @@ def test_mean_of_last_states(cache: Path) -> None:
     np.testing.assert_allclose(vectors, [state.mean(0).numpy() for state in states], atol=1e-5)
 
 
-def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A text has the same vector alone as in any batch, and a repeated text has one vector."""
-    alone = [vectors_of([text], cache)[0] for text in TEXTS]
+    encoder = choose(str(ENCODER), 512, precision)
+    alone = [vectors_of([text], cache, encoder)[0] for text in TEXTS]
     for number in range(20):
         random = np.random.default_rng(number)
         monkeypatch.setitem(BUDGET, "cpu", int(random.integers(10, 1000)))
         company = ["sea " * int(length) for length in random.integers(1, 300, size=5)]
-        vectors = vectors_of([*TEXTS, *company, TEXTS[0]], cache.with_name(str(number)))
+        vectors = vectors_of([*TEXTS, *company, TEXTS[0]], cache.with_name(str(number)), encoder)
         np.testing.assert_allclose(vectors[: len(TEXTS)], alone, atol=1e-5)
         np.testing.assert_array_equal(vectors[0], vectors[-1])
 
@@ -103,18 +105,34 @@ def test_truncates(cache: Path) -> None:
     assert np.isfinite(vectors_of(["sea " * 2_000], cache)).all()
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision(cache: Path, precision: str) -> None:
-    """Half as many bits give nearly the same vectors, which the cache tells apart."""
-    exact, half = vectors_of(TEXTS, cache), vectors_of(TEXTS, cache, choose(str(ENCODER), 512, precision))
-    assert half.dtype == np.float32
-    assert 0 < np.abs(half - exact).max()
-    assert cosines(half, exact).min() > 0.999
-    assert cosines(half - exact.mean(axis=0), exact - exact.mean(axis=0)).min() > 0.998
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_less_precision(cache: Path, precision: str) -> None:
+    """Fewer bits give nearly the same vectors, which the cache tells apart."""
+    exact, rough = vectors_of(TEXTS, cache), vectors_of(TEXTS, cache, choose(str(ENCODER), 512, precision))
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max()
+    assert cosines(rough, exact).min() > 0.999
+    assert cosines(rough - exact.mean(axis=0), exact - exact.mean(axis=0)).min() > 0.998
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """Integers are taken where they keep texts apart as fp32 does, and not where a few large weights hide the rest."""
+    monkeypatch.setattr("challenge.encoder.native_precision", lambda: "int8")
+    assert choose(str(ENCODER), 512, precision, tuple(TEXTS)).precision == "int8"
+    model = AutoModel.from_pretrained(ENCODER)
+    with torch.no_grad():
+        for layer in model.transformer.layer:
+            layer.ffn.lin1.weight[:, 0] += 300
+    shutil.copytree(ENCODER, tmp_path / "outlier")
+    model.save_pretrained(tmp_path / "outlier")
+    encoder = choose(str(tmp_path / "outlier"), 512, precision, tuple(TEXTS))
+    assert encoder == choose(str(tmp_path / "outlier"), 512, "fp32")
 
 
 @pytest.mark.parametrize(
-    "has, precision", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_vnni", "fp32"), ("cuda", "fp16")]
+    "has, precision",
+    [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_vnni", "int8"), ("avx512_f", "fp32"), ("cuda", "fp16")],
 )
 def test_fastest_precision(monkeypatch: pytest.MonkeyPatch, has: str, precision: str) -> None:
     """What the machine computes in natively is chosen."""
