@@ -282,24 +282,23 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
         If the movies say too little of it.
     """
     cells = movies.reindex(columns=task.columns).astype(object)
-    rows = np.flatnonzero(cells.notna().any(axis=1))
-    if len(rows) < task.least:
-        raise ValueError(f"{len(rows)} movies say something of it, fewer than {task.least}")
-    cells = cells.iloc[rows].fillna("")
+    there = cells.notna().any(axis=1).to_numpy()
+    if there.sum() < task.least:
+        raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
+    cells = cells.fillna("")
     read: Any
     if task.kind == "tokens":
-        read = [mark(items, *places[row]) for row, items in zip(rows, cells.map(tokens).sum(axis=1))]
+        read = [mark(items, *place) for items, place in zip(cells.map(tokens).sum(axis=1), places)]
     elif task.kind == "regression":
         read = np.nan_to_num(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0])), nan=NONE)[:, None]
     else:
         single = task.kind == "single-label"
-        items = CountVectorizer(analyzer=(lambda cell: [cell]) if single else tokens, binary=True, min_df=task.least)
+        # A value is all of a cell; an empty one has none.
+        items = CountVectorizer(analyzer=str.splitlines if single else tokens, binary=True, min_df=task.least)
         read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
         # Who has none of a list's frequent items has none of them; a rare value is not none of the frequent ones.
-        read = np.where(read.any(axis=2, keepdims=True) | (not single), read, NONE)
-    labels = {row: label.astype(np.float32) for row, label in zip(rows.tolist(), read)}
-    nothing = np.full_like(labels[int(rows[0])][:1], NONE)
-    return [labels.get(row, nothing) for row in range(len(movies))]
+        there = there & (read.any(axis=(1, 2)) | (not single))
+    return [np.where(told, label, NONE).astype(np.float32) for told, label in zip(there, read)]
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
