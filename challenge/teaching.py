@@ -247,8 +247,7 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
         that average towards 0 would not change its sign. Empty where there is no rating.
     """
     away = ratings["rating"] - ratings.groupby("userId", observed=True)["rating"].transform("mean")
-    deviation = away.groupby(ratings["movieId"].astype(str)).mean().reindex(catalogue.index)
-    return catalogue.assign(liked=(deviation > 0).astype(str).where(deviation.notna()))
+    return catalogue.assign(liked=(away.groupby(ratings["movieId"].astype(str)).mean() > 0).astype(str))
 
 
 def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> NDArray[np.float32]:
