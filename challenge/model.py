@@ -1,7 +1,6 @@
 """The rating model: it predicts the ratings of movies that nobody has rated, says how sure it is, and why."""
 
 from collections.abc import Callable
-from copy import copy
 from threading import Lock
 from typing import Any
 
@@ -115,15 +114,14 @@ class RatingModel:
         RatingModel
             A new one.
         """
-        new, learned = copy(self), self.arrays
-        rated = self.movies[: learned["rated"]]
+        learned, rated = self.arrays, self.movies[: self.arrays["rated"]]
         others = ~catalogue.isin(rated)
-        vectors, new.movies = np.pad(vectors[others], ((0, 1), (0, 0))), rated.append(catalogue[others])
+        vectors, movies = np.pad(vectors[others], ((0, 1), (0, 0))), rated.append(catalogue[others])
         promised = with_level(vectors) @ learned["quality"]
-        new.arrays = learned | {"movies": np.array(list(new.movies)), "listed": new.movies.isin(catalogue)}
+        arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(catalogue)}
         for name, rows in describe(learned, vectors, sources, promised, promised).items():
-            new.arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
-        return new
+            arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
+        return RatingModel(arrays, self.report)
 
     def predict(self, pairs: pd.DataFrame) -> "pd.Series[float]":
         """Predict ratings.
@@ -248,17 +246,17 @@ class RatingModel:
         RatingModel
             A new one.
         """
-        old, new = self.arrays, copy(self)
+        old = self.arrays
         ratings = ratings[ratings["movieId"].isin(self.movies)]
         user, users = pd.factorize(np.append(self.users, ratings["userId"]))
         first, movie = len(self.users), self.movies.get_indexer(pd.Index(ratings["movieId"]))
         added = {"user": user[first:], "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
-        new.users = pd.Index(users)
-        new.arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
-        new.arrays |= {name: np.pad(old[name], ((0, len(users) - first), (0, 0))) for name in ("tastes", "habits")}
+        arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
+        arrays |= {name: np.pad(old[name], ((0, len(users) - first), (0, 0))) for name in ("tastes", "habits")}
+        new = RatingModel(arrays, self.report)
         concerned, history = new._history(user[first:])
-        new.arrays["tastes"][concerned] = fit_users(old["vectors"], history, np.eye(old["tastes"].shape[1]))[0]
-        new.arrays["habits"][concerned] = habits(history, old["surplus"], float(old["usual"]))[0]
+        arrays["tastes"][concerned] = fit_users(old["vectors"], history, np.eye(old["tastes"].shape[1]))[0]
+        arrays["habits"][concerned] = habits(history, old["surplus"], float(old["usual"]))[0]
         return new
 
     def _history(self, users: Indices) -> tuple[Indices, Ratings]:
