@@ -8,7 +8,7 @@ from secrets import compare_digest
 from typing import Annotated, Any
 
 import yaml
-from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import APIRouter, Body, Depends, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -51,18 +51,15 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     if isinstance(error, TrainingBusyError):
         headers["Location"] = f"/trainings/{error.number}"
-    if problem["status"] == 500:
-        # The middleware that adds it elsewhere does not see this answer.
-        headers["X-Request-ID"] = correlation_id.get() or ""
     return JSONResponse(problem | {"detail": detail}, problem["status"], headers, "application/problem+json")
 
 
 handlers = dict.fromkeys((ChallengeError, RequestValidationError, HTTPException, Exception), on_error)
-app = FastAPIOffline(**described, version=VERSION, exception_handlers=handlers)
+api = FastAPIOffline(**described, version=VERSION, exception_handlers=handlers)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
-@app.middleware("http")
+@api.middleware("http")
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse what has no key, is too large or comes on top of too much else, before its body is read."""
     if request.url.path.startswith(OPEN):
@@ -80,8 +77,7 @@ async def guard(request: Request, answer: Callable[[Request], Awaitable[Response
         return await answer(request)
 
 
-Instrumentator().instrument(app).expose(app, include_in_schema=False)
-app.add_middleware(CorrelationIdMiddleware)
+Instrumentator().instrument(api).expose(api, include_in_schema=False)
 
 
 @router.post("/ratings/train", responses={202: {"description": "Begun, as `Prefer: respond-async` asked for."}})
@@ -149,13 +145,13 @@ def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> R
     return Response(answer.to_json(orient="index"), media_type="application/json", headers=headers)
 
 
-@app.get("/health/live")
+@api.get("/health/live")
 async def live() -> dict[str, str]:
     """Tell that the server is up."""
     return {"status": "live"}
 
 
-@app.get("/health/ready")
+@api.get("/health/ready")
 def ready() -> dict[str, Any]:
     """Tell what model serves; 503 until there is one."""
     try:
@@ -164,4 +160,6 @@ def ready() -> dict[str, Any]:
         raise HTTPException(503, str(error)) from error
 
 
-app.include_router(router)
+api.include_router(router)
+# Around all of it: each answer has its request's id, also that to an error which nobody foresaw.
+app = CorrelationIdMiddleware(api)
