@@ -42,11 +42,11 @@ def as_words(column: "pd.Series[str]") -> Any:
 
 
 READERS: dict[str, Callable[[Any], Any]] = {"number": as_numbers, "words": as_words}
-Fitted = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[Any]]
 Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
 
-def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Fitted, Described]:
+def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, Described]:
     """Make movie vectors from whatever columns a catalogue has.
 
     A number (its long tail drawn in) or a date is one dimension; Gaussian bumps along it (radial basis functions,
@@ -96,7 +96,7 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
 
 
-def movie_vectors(fitted: Fitted, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
+def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
     """Describe movies, also such as came after the fit.
 
     Parameters
@@ -124,7 +124,7 @@ def movie_vectors(fitted: Fitted, catalogue: pd.DataFrame, embeddings: NDArray[n
     return project(fitted, wide)
 
 
-def project(fitted: Fitted, wide: dict[str, Any]) -> Described:
+def project(fitted: Arrays, wide: dict[str, Any]) -> Described:
     """Project each source, and add the bumps along numbers."""
     blocks, names = [np.empty((len(wide[OVERVIEW]), 0))], []
     for key, array in fitted.items():

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import cosine_similarity
 
-from challenge.features import OVERVIEW, fit_sources, is_number
+from challenge.features import OVERVIEW, Arrays, fit_sources, is_number
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS, TableError
 from challenge.taste import Floats, Indices, Ratings, Taste, fit_users, habits, shrunk_means, with_level
@@ -21,8 +21,6 @@ TERMS = ("taste", "quality", "activity", "spread", "selection")
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
 # Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
 SHAPLEY = Lock()
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class NotFoundError(ChallengeError):
