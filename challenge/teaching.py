@@ -7,7 +7,6 @@ The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to tr
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +40,7 @@ TEXT = ("input_ids", "attention_mask")
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
 # Each kind's loss and score. Average precision, over all pairs of a movie and an item, needs no threshold: it tells
 # rankings apart also while no item is likelier than not.
-KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
+KINDS = {
     "multi-label": (BINARY, lambda true, logits: average_precision_score(true, logits, average="micro")),
     "single-label": (CHOICE, lambda true, logits: (true.argmax(1) == logits.argmax(1)).float().mean()),
     "regression": (nn.functional.mse_loss, r2_score),
@@ -285,11 +284,10 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
     if there.sum() < task.least:
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
     cells = cells.fillna("")
-    read: Any
-    if task.kind == "tokens":
-        read = [mark(items, *place) for items, place in zip(cells.map(tokens).sum(axis=1), places)]
-    elif task.kind == "regression":
+    if task.kind == "regression":
         read = np.nan_to_num(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0])), nan=NONE)[:, None]
+    elif task.kind == "tokens":
+        read = [mark(items, *place) for items, place in zip(cells.map(tokens).sum(axis=1), places)]
     else:
         single = task.kind == "single-label"
         # A value is all of a cell; an empty one has none.
