@@ -85,12 +85,11 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
     if not known.shape[0]:
         return np.empty((0, 0), np.float32)
-    projection = np.ones((wide.shape[1], 1), np.float32)
-    if len(projection) > 1:
-        weights = diags_array(TfidfTransformer().fit(known).idf_ if key.startswith("words/") else projection[:, 0])
-        most = min(FIXED.topics, *known.shape)
-        topics = randomized_svd(known @ weights, most, n_iter=3, random_state=seed)[2]
-        projection = weights @ topics.T
+    words = key.startswith("words/")
+    weights = diags_array(TfidfTransformer().fit(known).idf_ if words else np.ones(known.shape[1], np.float32))
+    # A number has one topic, itself but for the sign.
+    topics = randomized_svd(known @ weights, min(FIXED.topics, *known.shape), n_iter=3, random_state=seed)[2]
+    projection = weights @ topics.T
     block = known @ projection
     varied, spread = block.std(axis=0) > FIXED.alike * np.abs(block).max(), np.sqrt(block.var(axis=0).sum())
     return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
