@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pandas as pd
 
 from challenge.settings import FIXED, ChallengeError
@@ -100,10 +99,7 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     table = read_csv(source, columns, dtype=str, usecols=lambda name: NAMES.get(name.strip().lower()) in columns)
     table = table.assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
     if rated:
-        # A few distinct texts are parsed instead of one a row.
-        places, texts = pd.factorize(table["rating"])
-        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(np.float64)
-        ratings = pd.Series(values[places], table.index)
+        ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
         reject(ratings.isna(), "rating", "is not a number")
         reject(~ratings.between(*RATINGS), "rating", "is not between 1 and 5")
         table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
