@@ -7,7 +7,6 @@ The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to tr
 import logging
 import re
 import shutil
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -346,8 +345,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     """
     arguments = transformers.TrainingArguments(str(folder / "training"), **plan.training)
     transformers.set_seed(arguments.seed)
-    # A copy, because predictions may need the one in memory as it is.
-    tokenizer, encoder = deepcopy(load(choose(plan.encoder, plan.max_tokens, "fp32")))
+    # Past the cache, because predictions may need the one in memory as it is.
+    tokenizer, encoder = load.__wrapped__(choose(plan.encoder, plan.max_tokens, "fp32"))
     # Now, because it keeps the length that it cuts to.
     tokenizer.save_pretrained(folder)
     if plan.lora:
