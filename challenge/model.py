@@ -114,7 +114,7 @@ class RatingModel:
         """
         learned, rated = self.arrays, self.movies[: self.arrays["rated"]]
         others = ~catalogue.isin(rated)
-        vectors, movies = np.pad(vectors[others], ((0, 1), (0, 0))), rated.append(catalogue[others])
+        vectors, movies = np.pad(vectors[others], {0: (0, 1)}), rated.append(catalogue[others])
         promised = with_level(vectors) @ learned["quality"]
         arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(catalogue)}
         for name, rows in describe(learned, vectors, sources, promised, promised).items():
@@ -250,7 +250,7 @@ class RatingModel:
         first, movie = len(self.users), self.movies.get_indexer(pd.Index(ratings["movieId"]))
         added = {"user": user[first:], "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
         arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
-        arrays |= {name: np.pad(old[name], ((0, len(users) - first), (0, 0))) for name in ("tastes", "habits")}
+        arrays |= {name: np.pad(old[name], {0: (0, len(users) - first)}) for name in ("tastes", "habits")}
         new = RatingModel(arrays, self.report)
         concerned, history = new._history(user[first:])
         arrays["tastes"][concerned] = fit_users(old["vectors"], history, np.eye(old["tastes"].shape[1]))[0]
@@ -372,9 +372,8 @@ def fit_model(
     features, (described, sources) = fit_sources(catalogue, embeddings, seed)
     vectors = described[catalogue.index.get_indexer(movies)]
     enter("taste")
-    stars, movie_fold = known["rating"].to_numpy(np.float32), np.arange(len(movies)) % FIXED.folds
-    np.random.default_rng(seed).shuffle(movie_fold)
-    counts, mean = np.bincount(movie), stars.mean()
+    stars, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
+    movie_fold, mean = np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds, stars.mean()
     trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
     personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
     taste = user_mean = shrunk_means(personal)[1]
@@ -413,8 +412,7 @@ def fit_model(
     learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": stars}
     learned |= {"mean": mean, "usual": usual, "quality": public.projection_ @ public.weights_[0]}
     # The last user is any that is unknown.
-    people = {"tastes": tastes.weights_, "habits": user_habits}
-    learned |= {name: np.pad(rows, ((0, 1), (0, 0))) for name, rows in people.items()}
+    learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= {"projection": tastes.projection_, "trees": np.array(trees), "reach": np.array(reach_trees)}
     learned |= {"scores": np.quantile(scores, np.linspace(0, 1, 1001))} | features
     # Tastes were learned from the rated movies as they look to the folds without them.
