@@ -175,8 +175,7 @@ class RatingModel:
                 "overview": quality + overview,
             }
         )
-        why["rest"] = rating - why.sum(axis=1)
-        told = [stars | {"because": own} for stars, own in zip(why.to_dict("records"), self._reasons(user, movie))]
+        told = why.assign(rest=rating - why.sum(axis=1), because=self._reasons(user, movie)).to_dict("records")
         low, high = np.clip([rating - reach, rating + reach], *RATINGS)
         return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told}, pairs.index)
 
@@ -281,7 +280,7 @@ class RatingModel:
         ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
         return np.clip(ratings, *RATINGS)
 
-    def _reasons(self, user: Indices, movie: Indices) -> list[dict[str, float]]:
+    def _reasons(self, user: Indices, movie: Indices) -> "pd.Series[Any]":
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
         learned, (concerned, history) = self.arrays, self._history(user)
         raters, reasons = concerned[history.users], []
@@ -294,7 +293,7 @@ class RatingModel:
             stars = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
             reasons.append(dict(zip(learned["movies"][rated[best]].tolist(), stars[best].tolist())))
-        return reasons
+        return pd.Series(reasons)
 
 
 def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
