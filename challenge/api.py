@@ -141,8 +141,7 @@ def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> R
     pairs, model = read_pairs(file.file, rated=False), service.serving()
     answer = model.explain(pairs, level) if detail else model.predict(pairs)
     PREDICTED.inc(len(pairs))
-    headers = {"X-Model": str(model.report["model"])}
-    return Response(answer.to_json(orient="index"), media_type="application/json", headers=headers)
+    return Response(answer.to_json(orient="index"), 200, {"X-Model": str(model.report["model"])}, "application/json")
 
 
 @api.get("/health/live")
