@@ -1,7 +1,6 @@
 """What a catalogue says of its movies, as vectors."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def as_words(column: "pd.Series[str]") -> Any:
     return HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets).transform(column.fillna("").astype(str))
 
 
-READERS: dict[str, Callable[[Any], Any]] = {"number": as_numbers, "words": as_words}
+READERS = {"number": as_numbers, "words": as_words}
 Arrays = dict[str, NDArray[Any]]
 Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
@@ -117,7 +116,7 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     if OVERVIEW in fitted:
         # Where no movie has an overview, nothing tells how wide their gaps are.
         embeddings = np.broadcast_to(embeddings, (len(embeddings), len(fitted[OVERVIEW]) - 1))
-    gap, wide = pd.Series(np.nan, catalogue.index, dtype=object), {OVERVIEW: embeddings}
+    gap, wide = pd.Series(index=catalogue.index, dtype=str), {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
         wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
     return project(fitted, wide)
