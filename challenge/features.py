@@ -72,8 +72,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     for name, column in catalogue.items():
-        told = np.isfinite(as_numbers(column)).sum()
-        kind = "number" if told and told >= FIXED.readable * column.notna().sum() else "words"
+        kind = "number" if np.isfinite(as_numbers(column)).sum() >= FIXED.readable * column.notna().sum() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column)
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
     return fitted, project(fitted, wide)
