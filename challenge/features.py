@@ -12,12 +12,16 @@ from sklearn.utils.extmath import randomized_svd
 
 from challenge.settings import FIXED
 
-# Strings in a JSON list or a printed Python list; a key is followed by a colon and is none of them.
-ITEM = re.compile(r""""((?:[^"\\]|\\.)+)"(?=\s*[,\]}])|'((?:[^'\\]|\\.)+)'(?=\s*[,\]}])""")
-# What is written around a number and into it: a currency, thousands, per cent.
-DRESS = r"^[$€£](?=\d)|(?<=\d),(?=\d{3}(?:\D|$))|(?<=\d)%$"
+# Strings in a JSON list, or a list or an array as Python prints it; a key is followed by a colon and is none of them.
+ITEM = re.compile(r""""((?:[^"\\]|\\.)+)"(?=\s*[,\]}]|\s+["'])|'((?:[^'\\]|\\.)+)'(?=\s*[,\]}]|\s+["'])""")
+# What is written around a number and into it: a currency, thousands, a unit.
+DRESS = (
+    r"^(?:[A-Z]{3}|[A-Z]{0,3}[$€£¥₹])\s*(?=\d)|(?<=\d)[,'\s](?=\d{3}(?:\D|$))|(?<=\d)\s*(?:[%$€£¥₹]|\b[A-Za-z]{3,})$"
+)
 OVERVIEW = "vector/overview embedding"
-WORD = re.compile(r"\w+")
+# Japanese and Chinese have no spaces: each of their characters is a word.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+YEAR = r"(?<!\d)\d{4}(?!\d)"
 
 
 def tokens(cell: str) -> list[str]:
@@ -25,13 +29,15 @@ def tokens(cell: str) -> list[str]:
     cell = cell.lower()
     if cell.startswith(("[", "{")):
         return [double or single for double, single in ITEM.findall(cell)] or WORD.findall(cell)
-    return cell.split("|") if "|" in cell else WORD.findall(cell)
+    return re.split(r"\s*\|\s*", cell.strip()) if "|" in cell else WORD.findall(cell) or cell.split()
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
-    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True).dt
-    numbers = pd.to_numeric(column.astype(str).str.replace(DRESS, "", regex=True), errors="coerce").astype(float)
+    texts = column.astype(str)
+    # A date without a year would be one of today's year.
+    dates = pd.to_datetime(texts.where(texts.str.contains(YEAR)), errors="coerce", format="mixed", utc=True).dt
+    numbers = pd.to_numeric(texts.str.replace(DRESS, "", regex=True), errors="coerce").astype(float)
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
@@ -72,7 +78,9 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     for name, column in catalogue.items():
-        kind = "number" if np.isfinite(as_numbers(column)).sum() >= FIXED.readable * column.notna().sum() else "words"
+        # By its distinct values, lest one word that stands for a gap makes a column of numbers one of words.
+        told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
+        kind = "number" if told > 1 and told >= FIXED.readable * column.nunique() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column)
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
     return fitted, project(fitted, wide)

@@ -227,6 +227,8 @@ class RatingModel:
         _, history = self._history(self.users.get_indexer(pd.Index([user])))
         others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history.movies)
         pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]}).astype("category")
+        if pairs.empty:
+            return pairs
         best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
         return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
 

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings
 
-VERSION = "1.4.0"
+VERSION = "1.5.0"
 PACKAGE = Path(__file__).parent
 FIXED = SimpleNamespace(**yaml.safe_load((PACKAGE / "parameters.yaml").read_text("utf-8")))
 
@@ -17,7 +17,7 @@ class ChallengeError(Exception):
     """Something that the caller or the operator can mend; `openapi.yaml` says what kind of problem each subclass is."""
 
 
-class Settings(BaseSettings, env_prefix="CHALLENGE_", frozen=True):
+class Settings(BaseSettings, env_prefix="CHALLENGE_", env_ignore_empty=True, frozen=True):
     """What an operator may change, each by an environment variable ``CHALLENGE_<NAME>``."""
 
     encoder: str = Field("distilbert-base-uncased", description="hub name or local folder of the DistilBERT")
@@ -27,7 +27,7 @@ class Settings(BaseSettings, env_prefix="CHALLENGE_", frozen=True):
     catalogue: Path = Field(Path("df_movies.csv"), description="the movies, a CSV")
     models: Path = Field(Path("models"), description="folder of the trained models and the overview vectors")
     teach: FilePath | None = Field(None, description="plan by which each training first teaches the encoder, a YAML")
-    seed: int = Field(0, ge=0, description="seed of the folds and of every random choice")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the folds and of every random choice")
     keep: int = Field(5, ge=1, description="models that are kept, the newest; the active one always is")
     api_key: SecretStr = Field(SecretStr(""), description="bearer token that requests must carry; none if empty")
     max_upload: ByteSize = Field(ByteSize(2**30), description="the largest request body")

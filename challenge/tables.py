@@ -1,6 +1,7 @@
 """CSV files in, checked tables out."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,8 @@ NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating", "overview
 RATINGS = (1.0, 5.0)
 # Nothing but an empty cell is a gap: "NA" may be an id. What else says nothing in a catalogue is in parameters.yaml.
 CELLS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
+# Else the first line may be longer than the header: what is too much would be lost.
+warnings.filterwarnings("error", category=pd.errors.ParserWarning)
 
 
 class TableError(ChallengeError):
@@ -22,7 +25,7 @@ class CatalogueMissingError(ChallengeError):
     """There is no catalogue where the settings say it is."""
 
 
-def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...], **options: Any) -> pd.DataFrame:
+def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a CSV and check that columns are there once each, under their usual spelling.
 
     Parameters
@@ -31,27 +34,26 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...], **options: Any)
         UTF-8 text, with or without a byte order mark.
     columns : tuple of str
         Columns that must be there.
-    **options
-        Passed to `pandas.read_csv`.
 
     Returns
     -------
     DataFrame
-        One row a line; the index is the line's distance from the first line of data.
+        Cells as text, one row a line; the index is the line's distance from the first line of data.
 
     Raises
     ------
     TableError
-        If the file is no CSV, is empty, lacks a column, or has two of one name.
+        If the file is no CSV, is empty, lacks a column or has two of one name, or if a line has more than the header.
     """
     try:
-        table: pd.DataFrame = pd.read_csv(source, skip_blank_lines=False, index_col=False, **CELLS, **options)
-    except ValueError as error:
+        table: pd.DataFrame = pd.read_csv(source, skip_blank_lines=False, index_col=False, dtype=str, **CELLS)
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
     table.columns = [NAMES.get(str(name).strip().lower(), str(name).strip()) for name in table.columns]
     for column in [*columns, *table.columns]:
         if (found := list(table.columns).count(column)) != 1:
-            raise TableError(f"line 1: column '{column}' is there {found} times, not once")
+            there = ", ".join(map(repr, table.columns))
+            raise TableError(f"line 1: column '{column}' is there {found} times, not once; the columns are {there}")
     table = table.dropna(how="all")
     if table.empty:
         raise TableError("the file has no rows")
@@ -96,7 +98,7 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
         If the table cannot be used; the message names the line and the column.
     """
     columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
-    table = read_csv(source, columns, dtype=str, usecols=lambda name: NAMES.get(name.strip().lower()) in columns)
+    table = read_csv(source, columns)[[*columns]]
     table = table.assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
@@ -127,9 +129,11 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
         If it cannot be used.
     """
     try:
-        catalogue = read_csv(source, ("movieId",), dtype=str)
+        catalogue = read_csv(source, ("movieId",))
     except FileNotFoundError as error:
         raise CatalogueMissingError(f"there is no catalogue at {source} (CHALLENGE_CATALOGUE)") from error
+    except TableError as error:
+        raise TableError(f"the catalogue's {error}") from error
     catalogue = catalogue.assign(movieId=as_ids(catalogue["movieId"]).astype(str))
     catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
     catalogue = catalogue.mask(catalogue.isin(FIXED.gaps))

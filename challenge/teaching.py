@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from challenge.encoder import choose, load, pool
 from challenge.features import as_numbers, tokens
+from challenge.settings import ChallengeError
 from challenge.tables import read_catalogue, read_pairs
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ KINDS = {
     "regression": (nn.functional.mse_loss, r2_score),
     "tokens": (BINARY, lambda true, logits: f1_score(true, logits > 0, zero_division=0)),
 }
+
+
+class PlanError(ChallengeError):
+    """A plan that cannot be used; the message names the setting."""
 
 
 class Task(BaseModel, extra="forbid"):
@@ -342,6 +347,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     ------
     EncoderUnavailableError
         If the weights to start from cannot be had.
+    PlanError
+        If the movies say too little of each task.
     """
     arguments = transformers.TrainingArguments(str(folder / "training"), **plan.training)
     transformers.set_seed(arguments.seed)
@@ -361,6 +368,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
             tasks.append(task)
         except ValueError as error:
             logger.warning("task '%s' is left out: %s", task.name, error)
+    if not (tasks or plan.masked):
+        raise PlanError("no task is left to be learned")
     rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
     taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
@@ -384,8 +393,11 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
 
 
 def read_plan(path: Path, **changes: str) -> Plan:
-    """Read a plan, a YAML, but for some changes; a setting that is wrong or unknown is named in a ``ValueError``."""
-    return Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
+    """Read a plan, a YAML, but for some changes; a `PlanError` names a setting that is wrong or unknown."""
+    try:
+        return Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise PlanError(f"{path}: {error}") from error
 
 
 def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:

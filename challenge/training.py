@@ -23,7 +23,7 @@ from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings
 from challenge.store import Store, digest, replacing
-from challenge.tables import read_catalogue
+from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
@@ -197,12 +197,16 @@ class Service:
 
     def _load(self) -> RatingModel:
         model = self.store.load_active()
+        ACTIVE.set(model.report["model"])
         if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
-            catalogue = read_catalogue(self.settings.catalogue)
+            try:
+                catalogue = read_catalogue(self.settings.catalogue)
+            except (CatalogueMissingError, TableError) as error:
+                logger.error("%s; the movies that the model was trained with stay", error)
+                return model
             # The encoder that the model was trained with: the settings may have changed since.
             embeddings, _ = self._encode(catalogue, Encoder(**model.report["encoder"]))
             model = model.with_catalogue(catalogue.index, *movie_vectors(model.features, catalogue, embeddings))
-        ACTIVE.set(model.report["model"])
         return model
 
     def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Embeddings, int]:

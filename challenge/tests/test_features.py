@@ -31,6 +31,10 @@ EMBEDDINGS = np.array([[1, 0], [0, 1], [1, 1], [np.nan, np.nan]], np.float32)
         ("[28, 12]", ["28", "12"]),
         ("R", ["r"]),
         ("Drama|War", ["drama", "war"]),
+        (" Drama | Science Fiction", ["drama", "science fiction"]),
+        ("['Night' 'Science Fiction'\n \"It's\"]", ["night", "science fiction", "it's"]),
+        ("東京 1953", ["東", "京", "1953"]),
+        ("★★★☆☆ ✓", ["★★★☆☆", "✓"]),
         ("Étoile du Nord!", ["étoile", "du", "nord"]),
         ("[]", []),
         ("", []),
@@ -82,12 +86,41 @@ def test_later_movies() -> None:
     assert not without[:, sources == "number/budget"].any()
 
 
-@pytest.mark.parametrize("form", ["{}", "${}", "{}%", "{:,}", "€{:,}"])
+@pytest.mark.parametrize(
+    "form", ["{}", "${}", "{}%", "{:,}", "€{:,}", "{} USD", "{}€", "$ {:,}", "US${:,}", "USD {:,}", "{} %", "{:,} min"]
+)
 def test_dressed_numbers(form: str) -> None:
-    """A currency, per cent and what divides thousands are no part of a number."""
+    """A currency, a unit and what divides thousands are no part of a number."""
     numbers = [1.0, 250.0, 2500.0, 7250000.0]
     written = pd.Series([form.format(int(number)) for number in numbers])
     np.testing.assert_allclose(np.sinh(as_numbers(written)[:, 0]), numbers)
+
+
+@pytest.mark.parametrize("between", [" ", "\u00a0", "\u202f", "'"])
+def test_divided_thousands(between: str) -> None:
+    """Thousands are divided by other signs than commas, too."""
+    assert np.sinh(as_numbers(pd.Series([f"7{between}250{between}000"]))[0, 0]) == pytest.approx(7250000)
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ", "%m/%d/%Y", "%d.%m.%Y", "%b %d, %Y", "%d-%b-%Y"])
+def test_dates(form: str) -> None:
+    """Dates are years, however they are written."""
+    dates = pd.to_datetime(pd.Series(["1999-01-31", "2001-07-30", "1954-12-31"]))
+    np.testing.assert_allclose(np.sinh(as_numbers(dates.dt.strftime(form))[:, 0]), [1999.08, 2001.58, 1955], atol=0.01)
+
+
+def test_no_dates() -> None:
+    """What would be a date of today's year is none."""
+    assert np.isnan(as_numbers(pd.Series(["Mon", "May", "now", "today", "12A", "10:30"]))).all()
+
+
+def test_numbers_with_words_for_gaps() -> None:
+    """A column stays one of numbers whatever word stands for its gaps, and one value alone tells who has it."""
+    catalogue = pd.DataFrame(
+        {"votes": [*map(str, range(60)), *["TBA"] * 40], "award": ["1", None] * 50, "overview": None}
+    )
+    _, (_, sources) = fit_sources(catalogue.astype(object), np.full((100, 2), np.nan, np.float32))
+    assert set(sources) == {"number/votes", "curve/number/votes", "words/award"}
 
 
 def test_later_movies_without_overviews() -> None:

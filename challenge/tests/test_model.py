@@ -151,6 +151,12 @@ def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
     assert set(left.recommend(user, 200, 0.9)["movieId"]) == set(new.index)
 
 
+def test_nothing_to_recommend(model: RatingModel) -> None:
+    """A user who has rated all movies has none left."""
+    everything = pd.DataFrame({"userId": "1", "rating": 3.0, "movieId": CATALOGUE.index})
+    assert model.update(everything).recommend("1", 5, 0.9).empty
+
+
 def test_corrected_catalogue(model: RatingModel) -> None:
     """What a catalogue makes of a movie counts for as long as nobody has rated it."""
     other = CATALOGUE.sample(frac=1, random_state=0).set_index(CATALOGUE.index)

@@ -21,6 +21,13 @@ def test_defaults_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Settings().encoder, Settings().max_tokens) == ("some/encoder", 128)
 
 
+def test_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty variable, which compose files pass on, is as good as none."""
+    for name in ("ENCODER", "TEACH", "KEEP"):
+        monkeypatch.setenv(f"CHALLENGE_{name}", "")
+    assert Settings() == Settings(encoder="distilbert-base-uncased", teach=None, keep=5)
+
+
 def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is in no text that a log or an error might show."""
     monkeypatch.setenv("CHALLENGE_API_KEY", "a key")
@@ -36,6 +43,7 @@ def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONCURRENCY", "37"),
         ("LOG", "xml"),
         ("SEED", "-1"),
+        ("SEED", "4294967296"),
     ],
 )
 def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -45,7 +53,7 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> N
         Settings()
 
 
-@pytest.mark.parametrize("value", ["many", "", "0", "-1", "513", "1.5"])
+@pytest.mark.parametrize("value", ["many", "0", "-1", "513", "1.5"])
 def test_invalid_number_of_tokens(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """What is no possible number of tokens is refused by the setting's name."""
     monkeypatch.setenv("CHALLENGE_MAX_TOKENS", value)

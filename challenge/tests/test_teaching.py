@@ -26,6 +26,7 @@ from challenge.teaching import (
     PLAN,
     MultiTaskEncoder,
     Plan,
+    PlanError,
     Task,
     Unfreezing,
     collate,
@@ -179,11 +180,22 @@ def test_liked() -> None:
     assert liked[:3].tolist() == ["True", "False", "True"] and pd.isna(liked["5"])
 
 
-def test_unknown_setting(tmp_path: Path) -> None:
-    """A plan with a setting that there is not is refused by its name."""
-    (tmp_path / "plan.yaml").write_text(PLAN.read_text("utf-8") + "\nepochs: 3")
-    with pytest.raises(ValueError, match="epochs"):
+@pytest.mark.parametrize(
+    ("plan", "told"), [(PLAN.read_text("utf-8") + "\nepochs: 3", "epochs"), ("[1]", "list"), ("tasks: {", "line 1")]
+)
+def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
+    """A plan that cannot be used is refused by its name and what is wrong with it."""
+    (tmp_path / "plan.yaml").write_text(plan)
+    with pytest.raises(PlanError, match=rf"(?s)plan\.yaml.*{told}"):
         read_plan(tmp_path / "plan.yaml")
+
+
+def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
+    """Where no task is left nothing is taught."""
+    plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": [TASKS[0].model_copy(update={"least": 999})]})
+    ratings = pd.DataFrame({"userId": ["1"], "movieId": ["1"], "rating": [5.0]})
+    with pytest.raises(PlanError, match="no task"):
+        teach(movies, ratings, tmp_path, plan)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -159,6 +160,23 @@ def test_bad_catalogue_changes_nothing(service: Service, table: bytes) -> None:
         service.replace_catalogue(BytesIO(table))
     assert service.settings.catalogue.read_bytes() == before
     assert list(service.settings.catalogue.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("table", [None, b"title\nA\n"])
+def test_catalogue_that_cannot_be_read(
+    service: Service, ratings: pd.DataFrame, caplog: pytest.LogCaptureFixture, table: bytes | None
+) -> None:
+    """A catalogue that is gone or half written is named in the log, and predictions go on."""
+    path, pairs = service.settings.catalogue, ratings[["userId", "movieId"]].head(9)
+    content, before = path.read_bytes(), service.serving().predict(pairs)
+    path.unlink()
+    try:
+        if table:
+            path.write_bytes(table)
+        np.testing.assert_allclose(service.serving().predict(pairs), before, atol=1e-6)
+        assert "catalogue" in caplog.text
+    finally:
+        path.write_bytes(content)
 
 
 def test_catalogue_without_a_model(tmp_path: Path) -> None:
