@@ -8,7 +8,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import diags_array
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.utils.extmath import randomized_svd
 
 from challenge.settings import FIXED
 
@@ -35,6 +34,8 @@ def tokens(cell: str) -> list[str]:
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
     texts = column.astype(str)
+    # Nothing longer is a number or a date, and to look would take long.
+    texts = texts.where(texts.str.len() < FIXED.longest)
     # A date without a year would be one of today's year.
     dates = pd.to_datetime(texts.where(texts.str.contains(YEAR)), errors="coerce", format="mixed", utc=True).dt
     numbers = pd.to_numeric(texts.str.replace(DRESS, "", regex=True), errors="coerce").astype(float)
@@ -94,11 +95,22 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     words = key.startswith("words/")
     weights = diags_array(TfidfTransformer().fit(known).idf_ if words else np.ones(known.shape[1], np.float32))
     # A number has one topic, itself but for the sign.
-    topics = randomized_svd(known @ weights, min(FIXED.topics, *known.shape), n_iter=3, random_state=seed)[2]
-    projection = weights @ topics.T
+    projection = weights @ main_axes(known @ weights, seed)
     block = known @ projection
     varied, spread = block.std(axis=0) > FIXED.alike * np.abs(block).max(), np.sqrt(block.var(axis=0).sum())
     return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
+
+
+def main_axes(block: Any, seed: int) -> NDArray[np.floating[Any]]:
+    """Find the main right singular vectors, as columns (Halko et al. 2011, https://arxiv.org/abs/0909.4061).
+
+    By numpy alone: scikit-learn's takes scipy's LU, and keeps the interpreter from predictions meanwhile.
+    """
+    sample = np.random.default_rng(seed).normal(size=(block.shape[1], FIXED.topics + FIXED.oversampled))
+    for _ in range(FIXED.power_rounds):
+        basis, _ = np.linalg.qr(block @ sample)
+        sample = block.T @ basis
+    return np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:

@@ -1,6 +1,7 @@
 """The model that serves, and the trainings that replace it."""
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -44,7 +45,8 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._trainer = ThreadPoolExecutor(1, "training")
+        # On Linux the thread alone is nice, and what it starts: predictions go first.
+        self._trainer = ThreadPoolExecutor(1, "training", os.nice, (10,))
         self._preparing = Lock()
         # By the last switch of models and the catalogue's time the model that serves, and the last rating it knows of.
         self._serving: dict[tuple[int | None, int], tuple[RatingModel, int]] = {}
