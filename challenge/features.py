@@ -33,9 +33,8 @@ def tokens(cell: str) -> list[str]:
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
-    texts = column.astype(str)
     # Nothing longer is a number or a date, and to look would take long.
-    texts = texts.where(texts.str.len() < FIXED.longest)
+    texts = column.where(column.str.len() <= FIXED.longest).astype(str)
     # A date without a year would be one of today's year.
     dates = pd.to_datetime(texts.where(texts.str.contains(YEAR)), errors="coerce", format="mixed", utc=True).dt
     numbers = pd.to_numeric(texts.str.replace(DRESS, "", regex=True), errors="coerce").astype(float)

@@ -50,10 +50,10 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     except (ValueError, pd.errors.ParserWarning) as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
     table.columns = [NAMES.get(str(name).strip().lower(), str(name).strip()) for name in table.columns]
-    for column in [*columns, *table.columns]:
-        if (found := list(table.columns).count(column)) != 1:
-            there = ", ".join(map(repr, table.columns))
-            raise TableError(f"line 1: column '{column}' is there {found} times, not once; the columns are {there}")
+    names = list(table.columns)
+    for column in [*columns, *names]:
+        if (found := names.count(column)) != 1:
+            raise TableError(f"line 1: column '{column}' is there {found} times, not once; the columns are {names}")
     table = table.dropna(how="all")
     if table.empty:
         raise TableError("the file has no rows")

@@ -39,7 +39,7 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("another encoding", False, "userId,movieId\nJosé,2\n".encode("latin-1"), ["CSV"]),
     ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV"]),
     ("JSON", False, b'{"userId": 1, "movieId": 2}', ["line 1", "'userId'"]),
-    ("what is there instead", False, b"user,movie\n1,2\n", ["'userId'", "'user', 'movie'"]),
+    ("what is there instead", False, b"user,movie\n1,2\n", ["'userId'", "['user', 'movie']"]),
     ("a decimal comma", True, b"userId,rating,movieId\n1,4,5,10\n", ["CSV", "Length of header"]),
     ("a later one", True, b"userId,rating,movieId\n1,4,10\n1,4,5,10\n", ["CSV", "line 3"]),
 ]
