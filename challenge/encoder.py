@@ -83,7 +83,7 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
         If the files cannot be had.
     """
     precision = native_precision() if precision == "auto" else precision
-    if precision == "int8" and texts and not is_faithful(choose(name, max_tokens, precision), texts[: FIXED.probed]):
+    if precision == "int8" and texts and not is_faithful(choose(name, max_tokens, precision), texts):
         precision = "fp32"
     digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
     with blaming(name):
@@ -149,8 +149,8 @@ def native_precision() -> str:
 
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    there = " ".join(name for name, there in torch.cpu.get_capabilities().items() if there is True)
-    return "bf16" if "bf16" in there else "int8" if "vnni" in there else "fp32"
+    names = " ".join(name for name, there in torch.cpu.get_capabilities().items() if there is True)
+    return "bf16" if "bf16" in names else "int8" if "vnni" in names else "fp32"
 
 
 def fetch(name: str) -> Path:
@@ -180,8 +180,8 @@ def blaming(name: str) -> Iterator[None]:
         ) from error
 
 
-# Two, as the next training's may be another than the model's that serves.
-@lru_cache(maxsize=2)
+# Three: the next training's may be another than the model's that serves, and may be compared with fp32.
+@lru_cache(maxsize=3)
 def load(encoder: Encoder) -> tuple[Any, Any]:
     """Return the tokenizer and the model; they stay in memory."""
     import torch
@@ -227,10 +227,10 @@ def quantize(model: Any) -> Any:
 @lru_cache(maxsize=1)
 def is_faithful(encoder: Encoder, texts: tuple[str, ...]) -> bool:
     """Tell whether texts differ from their mean by an encoder as they do in fp32."""
-    encoders = encoder, choose(*encoder[:2], "fp32")
-    both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
+    some, encoders = list(dict.fromkeys(texts))[: FIXED.probed], (encoder, choose(*encoder[:2], "fp32"))
+    both = [np.stack([vector for batch in forward(some, each) for vector in batch.values()]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
-    logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(texts), worst)
+    logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(some), worst)
     return bool(worst >= FIXED.faithful)
 
 
@@ -242,12 +242,12 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
 
     tokenizer, model = load(encoder)
     read = tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"]
-    lengths = np.array([-(-len(tokens) // STEP) * STEP for tokens in read])
+    lengths = np.array([min(-(-len(tokens) // STEP) * STEP, encoder.max_tokens) for tokens in read])
     for length in np.unique(lengths)[::-1]:
         alike = np.flatnonzero(lengths == length)
         for rows in gen_batches(len(alike), max(1, BUDGET[model.device.type] // int(length))):
             tokens = {"input_ids": [read[place] for place in alike[rows]]}
-            padded = tokenizer.pad(tokens, pad_to_multiple_of=STEP, return_tensors="pt").to(model.device)
+            padded = tokenizer.pad(tokens, "max_length", int(length), return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
             yield dict(zip((texts[place] for place in alike[rows]), vectors.cpu().numpy()))

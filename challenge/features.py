@@ -15,7 +15,7 @@ from challenge.settings import FIXED
 ITEM = re.compile(r""""((?:[^"\\]|\\.)+)"(?=\s*[,\]}]|\s+["'])|'((?:[^'\\]|\\.)+)'(?=\s*[,\]}]|\s+["'])""")
 # What is written around a number and into it: a currency, thousands, a unit.
 DRESS = (
-    r"^(?:[A-Z]{3}|[A-Z]{0,3}[$€£¥₹])\s*(?=\d)|(?<=\d)[,'\s](?=\d{3}(?:\D|$))|(?<=\d)\s*(?:[%$€£¥₹]|\b[A-Za-z]{3,})$"
+    r"^(?:[A-Z]{3}\s+|[A-Z]{0,3}[$€£¥₹]\s*)(?=\d)|(?<=\d)[,'\s](?=\d{3}(?:\D|$))|(?<=\d)\s*(?:[%$€£¥₹]|\b[A-Za-z]{3,})$"
 )
 OVERVIEW = "vector/overview embedding"
 # Japanese and Chinese have no spaces: each of their characters is a word.

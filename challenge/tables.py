@@ -1,7 +1,6 @@
 """CSV files in, checked tables out."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,8 +12,6 @@ NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating", "overview
 RATINGS = (1.0, 5.0)
 # Nothing but an empty cell is a gap: "NA" may be an id. What else says nothing in a catalogue is in parameters.yaml.
 CELLS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
-# Else the first line may be longer than the header: what is too much would be lost.
-warnings.filterwarnings("error", category=pd.errors.ParserWarning)
 
 
 class TableError(ChallengeError):
@@ -38,35 +35,35 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        Cells as text, one row a line; the index is the line's distance from the first line of data.
+        Cells as text, one row a line; the index is the line's distance from the header.
 
     Raises
     ------
     TableError
-        If the file is no CSV, is empty, lacks a column or has two of one name, or if a line has more than the header.
+        If the file is no CSV or is empty, if a line has more than the header, or if a column is not there once.
     """
     try:
-        table: pd.DataFrame = pd.read_csv(source, skip_blank_lines=False, index_col=False, dtype=str, **CELLS)
-    except (ValueError, pd.errors.ParserWarning) as error:
+        table: pd.DataFrame = pd.read_csv(source, header=None, skip_blank_lines=False, dtype=str, **CELLS)
+    except ValueError as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
-    table.columns = [NAMES.get(str(name).strip().lower(), str(name).strip()) for name in table.columns]
-    names = list(table.columns)
-    for column in [*columns, *names]:
+    # What has no name is an index that some program wrote.
+    table = table.loc[:, table.iloc[0].notna()]
+    names = [NAMES.get(name.strip().lower(), name.strip()) for name in table.iloc[0]]
+    table = table.set_axis(names, axis=1)[1:].dropna(how="all")
+    for column in columns:
         if (found := names.count(column)) != 1:
-            raise TableError(f"line 1: column '{column}' is there {found} times, not once; the columns are {names}")
-    table = table.dropna(how="all")
+            raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {names}"[:300])
+        reject(table[column].isna(), column, "is empty")
     if table.empty:
         raise TableError("the file has no rows")
-    for column in columns:
-        reject(table[column].isna(), column, "is empty")
     return table
 
 
 def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
     """Raise a `TableError` that names the first wrong line, if there is one."""
     if wrong.any():
-        # The index counts from the first line of data; a reader counts lines from 1, the header's.
-        line = wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 2
+        # The index counts lines from 0, the header's; a reader counts from 1.
+        line = wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 1
         raise TableError(f"line {line}, column '{column}': the cell {what}")
 
 
@@ -133,7 +130,11 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise CatalogueMissingError(f"there is no catalogue at {source} (CHALLENGE_CATALOGUE)") from error
     except TableError as error:
-        raise TableError(f"the catalogue's {error}") from error
+        raise TableError(f"the catalogue: {error}") from error
+    if catalogue.columns.has_duplicates:
+        raise TableError(
+            f"the catalogue: line 1: two columns are '{catalogue.columns[catalogue.columns.duplicated()][0]}'"
+        )
     catalogue = catalogue.assign(movieId=as_ids(catalogue["movieId"]).astype(str))
     catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
     catalogue = catalogue.mask(catalogue.isin(FIXED.gaps))

@@ -18,7 +18,7 @@ import typer
 import yaml
 from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 from sklearn.model_selection import train_test_split
@@ -32,6 +32,8 @@ from challenge.tables import read_catalogue, read_pairs
 
 logger = logging.getLogger(__name__)
 PLAN = Path(__file__).with_suffix(".yaml")
+# A value is all of a cell; an empty one has none.
+WHOLE = re.compile(".+", re.DOTALL).findall
 # Where there is no label.
 NONE = -100.0
 # Shorter items, codes of countries for one, are common words as well.
@@ -114,7 +116,7 @@ class Plan(BaseModel, extra="forbid"):
     trained: dict[int, str]
     layer_decay: float
     lora: dict[str, Any] | None
-    held_out: float
+    held_out: float = Field(gt=0, lt=1)
     patience: int
     training: dict[str, Any]
 
@@ -294,8 +296,7 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
         read = [mark(items, *place) for items, place in zip(cells.map(tokens).sum(axis=1), places)]
     else:
         single = task.kind == "single-label"
-        # A value is all of a cell; an empty one has none.
-        items = CountVectorizer(analyzer=str.splitlines if single else tokens, binary=True, min_df=task.least)
+        items = CountVectorizer(analyzer=WHOLE if single else tokens, binary=True, min_df=task.least)
         read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
         # Who has none of a list's frequent items has none of them; a rare value is not none of the frequent ones.
         there = there & (read.any(axis=(1, 2)) | (not single))
@@ -368,8 +369,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
             tasks.append(task)
         except ValueError as error:
             logger.warning("task '%s' is left out: %s", task.name, error)
-    if not (tasks or plan.masked):
-        raise PlanError("no task is left to be learned")
+    if not (plan.masked or any(task.weight for task in tasks)):
+        raise PlanError("tasks: none is left that has a weight")
     rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
     taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
@@ -393,7 +394,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
 
 
 def read_plan(path: Path, **changes: str) -> Plan:
-    """Read a plan, a YAML, but for some changes; a `PlanError` names a setting that is wrong or unknown."""
+    """Read a plan, a YAML, but for some changes; a `PlanError` names what is wrong, but for options of libraries."""
     try:
         return Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
     except (TypeError, ValueError, yaml.YAMLError) as error:

@@ -112,7 +112,6 @@ def of_words(task: Task, labels: Labels, texts: list[str], ids: list[list[int]])
         texts = [f"this{a} before{b} after{c}" for row in parts for a, b, c in zip(row[1:], row, row[2:])]
         movie = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
         taught, held_out = (np.flatnonzero(np.isin(movie, rows)) for rows in (taught, held_out))
-        labels = [np.full((len(row), 1), NONE) if len(label) != len(row) else label for label, row in zip(labels, ids)]
     true = np.concatenate(labels)
     there = true[:, 0] != NONE
     taught, held_out = (rows[there[rows]] for rows in (taught, held_out))

@@ -494,3 +494,15 @@ def test_real_ratings(real: Server, real_training: Upload) -> None:
     activity = pd.read_csv(REAL / "df_train.csv")["userId"].value_counts()
     quarters = users.map(pd.qcut(activity, 4, labels=False))
     assert inside.groupby(quarters).mean().to_numpy() == pytest.approx(0.9, abs=0.05)
+
+
+def test_errors_of_the_operator(start: Start, tmp_path: Path) -> None:
+    """A plan that cannot be used is a problem of its own kind, and what nobody foresaw has its request's id, too."""
+    (tmp_path / "plan.yaml").write_text("tasks: 3")
+    planned = start(DEMO / "df_movies.csv", CHALLENGE_ENCODER=str(ENCODER), CHALLENGE_TEACH=str(tmp_path / "plan.yaml"))
+    answer = planned.train(TRAIN)
+    assert "plan.yaml" in answer.refused(409) and answer.json["type"] == "/problems/plan"
+    without_folder = start(DEMO / "df_movies.csv", CHALLENGE_MODELS=str(tmp_path / "plan.yaml"))
+    own = "0123456789abcdef" * 2
+    answer = without_folder.get("/models", "-H", f"X-Request-ID: {own}")
+    assert "plan.yaml" in answer.refused(500) and answer.headers["x-request-id"] == own

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from challenge.encoder import BUDGET, Encoder, EncoderUnavailableError, choose, encode, load
 from challenge.tests.conftest import ENCODER
@@ -128,6 +128,22 @@ def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model.save_pretrained(tmp_path / "outlier")
     encoder = choose(str(tmp_path / "outlier"), 512, precision, tuple(TEXTS))
     assert encoder == choose(str(tmp_path / "outlier"), 512, "fp32")
+
+
+def test_few_texts_to_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that come again count once, in whatever batches; one alone proves nothing."""
+    monkeypatch.setitem(BUDGET, "cpu", 16)
+    assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:6] * 9)).precision == "int8"
+    assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:1] * 9)).precision == "fp32"
+
+
+def test_as_long_as_the_model_reads(cache: Path, tmp_path: Path) -> None:
+    """Padding goes no further than the model's positions."""
+    tokenizer, config = AutoTokenizer.from_pretrained(ENCODER), AutoConfig.from_pretrained(ENCODER)
+    config.max_position_embeddings = 30
+    tokenizer.save_pretrained(tmp_path)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    assert np.isfinite(vectors_of(["sea " * 99], cache, choose(str(tmp_path), 30, "fp32"))).all()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tests of the settings."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -63,5 +64,7 @@ def test_invalid_number_of_tokens(monkeypatch: pytest.MonkeyPatch, value: str) -
 
 def test_every_error_has_its_kind() -> None:
     """The API's description says of each error what kind of problem it is."""
+    # Its errors are there once it is imported.
+    import_module("challenge.teaching")
     described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text("utf-8"))
     assert {error.__name__ for error in ChallengeError.__subclasses__()} <= set(described["problems"])

@@ -40,7 +40,7 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV"]),
     ("JSON", False, b'{"userId": 1, "movieId": 2}', ["line 1", "'userId'"]),
     ("what is there instead", False, b"user,movie\n1,2\n", ["'userId'", "['user', 'movie']"]),
-    ("a decimal comma", True, b"userId,rating,movieId\n1,4,5,10\n", ["CSV", "Length of header"]),
+    ("a decimal comma", True, b"userId,rating,movieId\n1,4,5,10\n", ["CSV", "line 2"]),
     ("a later one", True, b"userId,rating,movieId\n1,4,10\n1,4,5,10\n", ["CSV", "line 3"]),
 ]
 HEADERS = [
@@ -162,16 +162,27 @@ def test_two_overviews(tmp_path: Path) -> None:
     """A catalogue with two columns of one name is refused by the name."""
     path = tmp_path / "movies.csv"
     path.write_text("movieId,Overview,overview\n7,One.,Another.\n", encoding="utf-8")
-    with pytest.raises(TableError, match="'overview' is there 2 times"):
+    with pytest.raises(TableError, match="two columns are 'overview'"):
         read_catalogue(path)
+
+
+def test_columns_without_a_name(tmp_path: Path) -> None:
+    """Columns without a name, an index or what is beyond the last comma, are none, and no message is endless."""
+    path = tmp_path / "movies.csv"
+    path.write_text(",movieId,title,,\n0,7,A,,\n1,8,B,,\n", encoding="utf-8")
+    assert read_catalogue(path).columns.tolist() == ["title", "overview"]
+    assert read(b",userId,movieId,note,note\n0,1,2,x,y\n", rated=False) == {"userId": ["1"], "movieId": ["2"]}
+    with pytest.raises(TableError) as caught:
+        read_pairs(BytesIO(b"x" * 100_000 + b"\n1\n"), rated=False)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
     "text", ["", "title\nA\n", "movieId,title\n", "movieId,title\n1,A\n,B\n", "movieId,title\n1,A, B\n"]
 )
 def test_bad_catalogue(tmp_path: Path, text: str) -> None:
-    """A catalogue without movies, or with a movie without an id, is refused."""
+    """A catalogue without movies, with a movie without an id or with a line longer than the header is refused."""
     path = tmp_path / "movies.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(TableError, match="^the catalogue's "):
+    with pytest.raises(TableError, match="^the catalogue: "):
         read_catalogue(path)

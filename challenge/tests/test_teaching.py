@@ -171,6 +171,14 @@ def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
         read_labels(Task(name="titles", kind="multi-label", columns=["overview"], least=201), movies, places)
 
 
+def test_a_value_is_all_of_a_cell(movies: pd.DataFrame) -> None:
+    """A single label is the whole cell, line breaks included, and an empty cell has none."""
+    moods: list[Any] = ["glad\nand more", "sad", "glad", None] * 50
+    cells = movies.assign(mood=moods)
+    labels = read_labels(Task(name="mood", kind="single-label", columns=["mood"]), cells, [("", [])] * len(cells))
+    assert [label[0].tolist() for label in labels[:4]] == [[0, 1, 0], [0, 0, 1], [1, 0, 0], [NONE] * 3]
+
+
 def test_liked() -> None:
     """A movie is liked that users rate above their own means; who rates all movies alike says nothing."""
     rows = [("a", "1", 5), ("a", "2", 4), ("b", "1", 2), ("b", "2", 1), ("b", "3", 3), ("c", "4", 5)]
@@ -181,7 +189,13 @@ def test_liked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "told"), [(PLAN.read_text("utf-8") + "\nepochs: 3", "epochs"), ("[1]", "list"), ("tasks: {", "line 1")]
+    ("plan", "told"),
+    [
+        (PLAN.read_text("utf-8") + "\nepochs: 3", "epochs"),
+        ("[1]", "list"),
+        ("tasks: {", "line 1"),
+        (PLAN.read_text("utf-8") + "\nheld_out: 2.5", "held_out"),
+    ],
 )
 def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
     """A plan that cannot be used is refused by its name and what is wrong with it."""
@@ -192,9 +206,10 @@ def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
 
 def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
     """Where no task is left nothing is taught."""
-    plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": [TASKS[0].model_copy(update={"least": 999})]})
+    tasks = [TASKS[0].model_copy(update={"least": 999}), TASKS[1].model_copy(update={"weight": 0})]
+    plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": tasks})
     ratings = pd.DataFrame({"userId": ["1"], "movieId": ["1"], "rating": [5.0]})
-    with pytest.raises(PlanError, match="no task"):
+    with pytest.raises(PlanError, match="tasks: none"):
         teach(movies, ratings, tmp_path, plan)
 
 

@@ -163,11 +163,9 @@ def test_bad_catalogue_changes_nothing(service: Service, table: bytes) -> None:
 
 
 @pytest.mark.parametrize("table", [None, b"title\nA\n"])
-def test_catalogue_that_cannot_be_read(
-    service: Service, ratings: pd.DataFrame, caplog: pytest.LogCaptureFixture, table: bytes | None
-) -> None:
+def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptureFixture, table: bytes | None) -> None:
     """A catalogue that is gone or half written is named in the log, and predictions go on."""
-    path, pairs = service.settings.catalogue, ratings[["userId", "movieId"]].head(9)
+    path, pairs = service.settings.catalogue, read_pairs(DEMO / "df_test.csv", rated=False).head(99)
     content, before = path.read_bytes(), service.serving().predict(pairs)
     path.unlink()
     try:
