@@ -83,7 +83,8 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
         If the files cannot be had.
     """
     precision = native_precision() if precision == "auto" else precision
-    if precision == "int8" and texts and not is_faithful(choose(name, max_tokens, precision), texts):
+    some = tuple(dict.fromkeys(texts))[: FIXED.probed]
+    if precision == "int8" and some and not is_faithful(choose(name, max_tokens, precision), some):
         precision = "fp32"
     digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
     with blaming(name):
@@ -226,11 +227,11 @@ def quantize(model: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def is_faithful(encoder: Encoder, texts: tuple[str, ...]) -> bool:
-    """Tell whether texts differ from their mean by an encoder as they do in fp32."""
-    some, encoders = list(dict.fromkeys(texts))[: FIXED.probed], (encoder, choose(*encoder[:2], "fp32"))
-    both = [np.stack([vector for batch in forward(some, each) for vector in batch.values()]) for each in encoders]
+    """Tell whether texts, each another one, differ from their mean by an encoder as they do in fp32."""
+    encoders = encoder, choose(*encoder[:2], "fp32")
+    both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
-    logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(some), worst)
+    logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(texts), worst)
     return bool(worst >= FIXED.faithful)
 
 

@@ -222,13 +222,13 @@ class RatingModel:
         Returns
         -------
         DataFrame of shape (at most count, 5)
-            ``movieId`` and the columns of `explain`, the best first.
+            ``movieId`` and the columns of `explain`, the best first; no row where nothing is left.
         """
         _, history = self._history(self.users.get_indexer(pd.Index([user])))
         others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history.movies)
         pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]}).astype("category")
         if pairs.empty:
-            return pairs
+            return pairs[["movieId"]]
         best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
         return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
 

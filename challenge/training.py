@@ -177,8 +177,8 @@ class Service:
         Returns
         -------
         RatingModel
-            The active one, or if it cannot be used the one that served before; it knows the catalogue as it now is, and
-            the ratings that were added.
+            The active one, or if it cannot be used the one that served before; it knows the catalogue as it now is, or
+            where that cannot be read as it was trained with, and the ratings that were added.
 
         Raises
         ------
