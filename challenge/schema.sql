@@ -52,6 +52,10 @@ SELECT model FROM switches JOIN models ON models.id = model GROUP BY model ORDER
 CREATE VIEW IF NOT EXISTS active AS
 SELECT model FROM candidates LIMIT 1;
 
+-- Models that may be removed, each with its place among all, the newest being the first.
+CREATE VIEW IF NOT EXISTS spare AS
+SELECT * FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS place FROM models) WHERE id NOT IN active;
+
 -- From when and from how many on a training counts what is done, and the time of the last count.
 CREATE TABLE IF NOT EXISTS paces (
     training INTEGER PRIMARY KEY REFERENCES trainings,

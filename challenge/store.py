@@ -170,8 +170,7 @@ class Store:
         with replacing(saved) as file:
             np.savez(file, allow_pickle=False, **model.arrays)
         self.update(number, report=model.report, sha256=digest(saved))
-        stay = "SELECT id FROM models ORDER BY id DESC LIMIT ?"
-        self._rows(f"UPDATE trainings SET sha256 = NULL WHERE id NOT IN ({stay}) AND id NOT IN active", keep)
+        self._rows("UPDATE trainings SET sha256 = NULL WHERE id IN (SELECT id FROM spare WHERE place > ?)", keep)
         # Also what trainings left behind that were killed.
         kept = {f"model-{row['id']}" for row in self.models()}
         for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:
