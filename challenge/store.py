@@ -263,6 +263,7 @@ class Store:
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Run one statement as a transaction, which is on disk afterwards."""
         with closing(self._connect()) as file, file:
+            file.row_factory = sqlite3.Row
             return [dict(row) for row in file.execute(query, values)]
 
     def _row(self, what: str, number: int, query: str) -> dict[str, Any]:
@@ -271,6 +272,4 @@ class Store:
         return rows[0]
 
     def _connect(self) -> sqlite3.Connection:
-        file = sqlite3.connect(self.folder / REGISTRY, timeout=60, detect_types=sqlite3.PARSE_DECLTYPES)
-        file.row_factory = sqlite3.Row
-        return file
+        return sqlite3.connect(self.folder / REGISTRY, timeout=60, detect_types=sqlite3.PARSE_DECLTYPES)
