@@ -189,12 +189,10 @@ class Service:
         with self._preparing:
             switch, last_rating = self.store.state()
             origin = switch, path.stat().st_mtime_ns if path.exists() else 0
-            if origin not in self._serving:
-                self._serving = {origin: (self._load(), 0)}
-            model, known = self._serving[origin]
+            model, known = self._serving.get(origin) or (self._load(), 0)
             if known != last_rating:
                 model = model.update(self.store.added(known, last_rating))
-                self._serving = {origin: (model, last_rating)}
+            self._serving = {origin: (model, last_rating)}
             return model
 
     def _load(self) -> RatingModel:
