@@ -198,15 +198,14 @@ class Service:
     def _load(self) -> RatingModel:
         model = self.store.load_active()
         ACTIVE.set(model.report["model"])
-        if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
-            try:
+        try:
+            if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
                 catalogue = read_catalogue(self.settings.catalogue)
-            except (CatalogueMissingError, TableError) as error:
-                logger.error("%s; the movies that the model was trained with stay", error)
-                return model
-            # The encoder that the model was trained with: the settings may have changed since.
-            embeddings, _ = self._encode(catalogue, Encoder(**model.report["encoder"]))
-            model = model.with_catalogue(catalogue.index, *movie_vectors(model.features, catalogue, embeddings))
+                # The encoder that the model was trained with: the settings may have changed since.
+                embeddings, _ = self._encode(catalogue, Encoder(**model.report["encoder"]))
+                model = model.with_catalogue(catalogue.index, *movie_vectors(model.features, catalogue, embeddings))
+        except (CatalogueMissingError, TableError) as error:
+            logger.error("%s; the movies that the model was trained with stay", error)
         return model
 
     def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Embeddings, int]:
