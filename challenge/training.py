@@ -4,13 +4,10 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import cached_property, partial
 from hashlib import sha256
-from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from typing import IO, Any
@@ -77,35 +74,29 @@ class Service:
             If a training is at work.
         """
         alone, number = self.store.alone(), self.store.begin()
-        # The thread lets go of the lock.
-        return number, self._trainer.submit(copy_context().run, self._train, number, ratings, alone)
 
-    def _train(self, number: int, ratings: pd.DataFrame, alone: AbstractContextManager[Any]) -> dict[str, Any]:
+        def work() -> dict[str, Any]:
+            # The thread lets go of the lock.
+            with alone:
+                try:
+                    return self._train(number, ratings)
+                except BaseException as error:
+                    self.store.update(number, error=str(error) or repr(error))
+                    raise
+
+        return number, self._trainer.submit(copy_context().run, work)
+
+    def _train(self, number: int, ratings: pd.DataFrame) -> dict[str, Any]:
         clock = {"preparation": perf_counter()}
 
         def enter(stage: str) -> None:
             self.store.update(number, stage=stage)
             clock[stage] = perf_counter()
 
-        with alone:
-            try:
-                model = self._fit(number, ratings, enter)
-                enter("saving")
-                seconds = pd.Series(clock).diff().shift(-1).dropna().to_dict()
-                model.report |= {"model": number, "seconds": seconds}
-                self.store.save(model, number, self.settings.keep)
-            except BaseException as error:
-                self.store.update(number, error=str(error) or repr(error))
-                raise
-        for stage, took in seconds.items():
-            SECONDS.labels(stage).observe(took)
-        logger.info("trained: %s", model.report)
-        return model.report
-
-    def _fit(self, number: int, ratings: pd.DataFrame, enter: Callable[[str], Any]) -> RatingModel:
-        # Before it is read, lest a later one is taken for it.
+        # Of the catalogue before it is read, lest a later one is taken for it.
         fingerprints = {"package": VERSION, "catalogue": digest(self.settings.catalogue)}
-        catalogue, name, lessons = read_catalogue(self.settings.catalogue), self.settings.encoder, {}
+        told: dict[str, Any] = {"model": number, "fingerprints": fingerprints}
+        catalogue, name = read_catalogue(self.settings.catalogue), self.settings.encoder
         if len(added := self.store.added()):
             ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
         if self.settings.teach:
@@ -113,9 +104,9 @@ class Service:
             from challenge.teaching import read_plan, teach
 
             enter("teaching")
-            plan = read_plan(self.settings.teach, encoder=name)
-            name = str(self.store.path(number).with_suffix(".encoder"))
-            lessons = teach(catalogue, ratings, Path(name), plan)
+            folder = self.store.path(number).with_suffix(".encoder")
+            told["teaching"] = teach(catalogue, ratings, folder, read_plan(self.settings.teach, encoder=name))
+            name = str(folder)
         enter("encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision, tuple(catalogue["overview"].dropna()))
         embeddings, encoded = self._encode(catalogue, encoder, partial(self.store.update, number))
@@ -123,9 +114,14 @@ class Service:
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
         fingerprints["ratings"] = sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()
-        model.report |= {"encoder": encoder._asdict(), "overviews encoded": encoded, "fingerprints": fingerprints}
-        model.report |= {"teaching": lessons} if lessons else {}
-        return model
+        enter("saving")
+        seconds = pd.Series(clock).diff().shift(-1).dropna().to_dict()
+        model.report |= told | {"encoder": encoder._asdict(), "overviews encoded": encoded, "seconds": seconds}
+        self.store.save(model, number, self.settings.keep)
+        for stage, took in seconds.items():
+            SECONDS.labels(stage).observe(took)
+        logger.info("trained: %s", model.report)
+        return model.report
 
     def rate(self, ratings: pd.DataFrame) -> None:
         """Keep more ratings for good; from now on predictions know them.
