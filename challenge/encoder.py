@@ -1,7 +1,6 @@
 """Overviews in, vectors out, none of them encoded twice."""
 
 import hashlib
-import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -15,7 +14,7 @@ from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.utils import gen_batches
 from tqdm import tqdm
 
-from challenge.settings import FIXED, ChallengeError
+from challenge.settings import FIXED, ChallengeError, logger
 
 FILES = ("*.json", "*.txt", "*.safetensors")
 # What all but the products of integers is computed in.
@@ -30,7 +29,6 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 Embeddings = NDArray[np.float32]
 Vectors = dict[str, Embeddings]
 Progress = Callable[..., Any]
-logger = logging.getLogger(__name__)
 
 
 class EncoderUnavailableError(ChallengeError):

@@ -1,5 +1,6 @@
 """Every setting, with its default, and what all modules share."""
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings
 VERSION = "1.5.0"
 PACKAGE = Path(__file__).parent
 FIXED = SimpleNamespace(**yaml.safe_load((PACKAGE / "parameters.yaml").read_text("utf-8")))
+logger = logging.getLogger(__package__)
 
 
 class ChallengeError(Exception):

@@ -1,7 +1,6 @@
 """Models, trainings and added ratings on disk: each there as a whole or not at all, and the same for all workers."""
 
 import json
-import logging
 import os
 import shutil
 import sqlite3
@@ -17,10 +16,9 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from challenge.model import NotFoundError, RatingModel
-from challenge.settings import PACKAGE, VERSION, ChallengeError
+from challenge.settings import PACKAGE, VERSION, ChallengeError, logger
 
 REGISTRY = "registry.sqlite"
-logger = logging.getLogger(__name__)
 sqlite3.register_adapter(dict, json.dumps)
 sqlite3.register_converter("JSON", json.loads)
 

@@ -4,7 +4,6 @@ Run as ``python -m challenge.teaching CATALOGUE RATINGS FOLDER``; `CHALLENGE_ENC
 The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to train when.
 """
 
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -27,10 +26,9 @@ from torch import Tensor, nn
 
 from challenge.encoder import choose, load, pool
 from challenge.features import as_numbers, tokens
-from challenge.settings import ChallengeError
+from challenge.settings import ChallengeError, logger
 from challenge.tables import read_catalogue, read_pairs
 
-logger = logging.getLogger(__name__)
 PLAN = Path(__file__).with_suffix(".yaml")
 # A value is all of a cell; an empty one has none.
 WHOLE = re.compile(".+", re.DOTALL).findall

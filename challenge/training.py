@@ -1,6 +1,5 @@
 """The model that serves, and the trainings that replace it."""
 
-import logging
 import os
 import shutil
 import sys
@@ -19,14 +18,13 @@ from threadpoolctl import threadpool_limits
 from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
 from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
-from challenge.settings import VERSION, Settings
+from challenge.settings import VERSION, Settings, logger
 from challenge.store import Store, digest, replacing
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
-logger = logging.getLogger(__name__)
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
 
