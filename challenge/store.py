@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
 from hashlib import file_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,22 +45,18 @@ class TrainingBusyError(ChallengeError):
         self.number = number
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file that takes the place of another one when all of it is on disk.
 
     Parameters
     ----------
     path : Path
         The file's place; what was there stays until then, and for good if the writing fails.
-
-    Yields
-    ------
-    file
-        To write to.
+    write : callable
+        Given the file, writes to it.
     """
     with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, open(f"{folder}/new", "wb") as file:
-        yield file
+        write(file)
         file.flush()
         os.fsync(file.fileno())
         os.replace(file.name, path)
@@ -165,8 +161,7 @@ class Store:
             Models that stay, the newest; the active one always does.
         """
         saved = self.path(number)
-        with replacing(saved) as file:
-            np.savez(file, allow_pickle=False, **model.arrays)
+        replace(saved, lambda file: np.savez(file, allow_pickle=False, **model.arrays))
         self.update(number, report=model.report, sha256=digest(saved))
         self._rows("UPDATE trainings SET sha256 = NULL WHERE id IN (SELECT id FROM spare WHERE place > ?)", keep)
         # Also what trainings left behind that were killed.

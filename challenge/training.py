@@ -19,7 +19,7 @@ from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
 from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings, logger
-from challenge.store import Store, digest, replacing
+from challenge.store import Store, digest, replace
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
@@ -161,8 +161,7 @@ class Service:
             # Now, lest the next prediction waits for it.
             self._encode(catalogue, Encoder(**model.report["encoder"]))
         source.seek(0)
-        with replacing(self.settings.catalogue.resolve()) as file:
-            shutil.copyfileobj(source, file)
+        replace(self.settings.catalogue.resolve(), partial(shutil.copyfileobj, source))
         return len(catalogue)
 
     def serving(self) -> RatingModel:

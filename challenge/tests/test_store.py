@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from challenge.model import NotFoundError, RatingModel, boost
 from challenge.settings import VERSION
-from challenge.store import REGISTRY, ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replacing
+from challenge.store import REGISTRY, ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replace
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
 ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
@@ -188,11 +189,14 @@ def test_replacing(tmp_path: Path) -> None:
     """A file is replaced as a whole or not at all, and nothing else is left."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(KeyError), replacing(path) as file:
+
+    def write_half(file: IO[bytes]) -> None:
         file.write(b"half")
         raise KeyError
+
+    with pytest.raises(KeyError):
+        replace(path, write_half)
     assert path.read_bytes() == b"old"
-    with replacing(path) as file:
-        file.write(b"new")
+    replace(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
