@@ -1,7 +1,6 @@
 """The model that serves, and the trainings that replace it."""
 
 import os
-import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -161,7 +160,7 @@ class Service:
             # Now, lest the next prediction waits for it.
             self._encode(catalogue, Encoder(**model.report["encoder"]))
         source.seek(0)
-        replace(self.settings.catalogue.resolve(), partial(shutil.copyfileobj, source))
+        replace(self.settings.catalogue.resolve(), lambda file: file.writelines(source))
         return len(catalogue)
 
     def serving(self) -> RatingModel:
