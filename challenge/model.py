@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from challenge.features import OVERVIEW, Arrays, fit_sources, is_number
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import RATINGS, TableError
-from challenge.taste import Floats, Indices, Ratings, Taste, fit_users, habits, shrunk_means, with_level
+from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means, with_level
 
 # The first of the trees' features; the catalogue's numbers follow.
 TERMS = ("taste", "quality", "activity", "spread", "selection")
@@ -224,8 +224,8 @@ class RatingModel:
         DataFrame of shape (at most count, 5)
             ``movieId`` and the columns of `explain`, the best first; no row where nothing is left.
         """
-        _, history = self._history(self.users.get_indexer(pd.Index([user])))
-        others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history.movies)
+        history = self._history(self.users.get_indexer(pd.Index([user])))
+        others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history["movie"])
         pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]}).astype("category")
         if pairs.empty:
             return pairs[["movieId"]]
@@ -245,28 +245,27 @@ class RatingModel:
         RatingModel
             A new one.
         """
-        old = self.arrays
+        old, first = self.arrays, len(self.users)
         ratings = ratings[ratings["movieId"].isin(self.movies)]
         user, users = pd.factorize(np.append(self.users, ratings["userId"]))
-        first, movie = len(self.users), self.movies.get_indexer(pd.Index(ratings["movieId"]))
-        added = {"user": user[first:], "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
+        concerned, movie = user[first:], self.movies.get_indexer(pd.Index(ratings["movieId"]))
+        added = {"user": concerned, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
         arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
         arrays |= {name: np.pad(old[name], {0: (0, len(users) - first)}) for name in ("tastes", "habits")}
         new = RatingModel(arrays, self.report)
-        concerned, history = new._history(user[first:])
-        arrays["tastes"][concerned] = fit_users(old["vectors"], history, np.eye(old["tastes"].shape[1]))[0]
-        arrays["habits"][concerned] = habits(history, old["surplus"], float(old["usual"]))[0]
+        history = new._history(concerned)
+        arrays["tastes"][concerned] = fit_users(old["vectors"], history, np.eye(old["tastes"].shape[1]))[0][concerned]
+        arrays["habits"][concerned] = habits(history, old["surplus"], float(old["usual"]))[0][concerned]
         return new
 
-    def _history(self, users: Indices) -> tuple[Indices, Ratings]:
-        """Return those of some users who rated movies, and these ratings, the last of each pair."""
+    def _history(self, users: Indices) -> pd.DataFrame:
+        """Return the ratings of some users as `fit_users` reads them, the last of each pair."""
         learned = self.arrays
         rows = np.flatnonzero(np.isin(learned["user"], users))
-        pairs = pd.DataFrame({name: learned[name][rows] for name in ("user", "movie", "stars")})
-        pairs = pairs.drop_duplicates(["user", "movie"], keep="last")
-        (concerned, user), movie = np.unique(pairs["user"], return_inverse=True), pairs["movie"].to_numpy()
-        stars = (pairs["stars"].to_numpy() - learned["mean"] - learned["qualities"][movie]).astype(np.float32)
-        return concerned, Ratings(user, movie, np.zeros_like(movie), stars, np.ones_like(stars))
+        history = pd.DataFrame({name: learned[name][rows] for name in ("user", "movie", "stars")})
+        history = history.drop_duplicates(["user", "movie"], keep="last")
+        stars = history["stars"] - learned["mean"] - learned["qualities"][history["movie"]]
+        return history.assign(stars=stars.astype(np.float32), fold=0, root=np.float32(1))
 
     def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
@@ -284,14 +283,14 @@ class RatingModel:
 
     def _reasons(self, user: Indices, movie: Indices) -> "pd.Series[Any]":
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
-        learned, (concerned, history) = self.arrays, self._history(user)
-        raters, reasons = concerned[history.users], []
+        learned, history, reasons = self.arrays, self._history(user), []
+        raters, movies, stars = (history[name].to_numpy() for name in ("user", "movie", "stars"))
         # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
-        left = history.stars - products(learned["tastes"], raters, learned["vectors"], history.movies)
-        own = pd.Series(raters).groupby(raters).indices
+        left = stars - products(learned["tastes"], raters, learned["vectors"], movies)
+        own = history.groupby("user").indices
         for one, target in zip(user, movie):
             rows = own.get(one, [])
-            rated = history.movies[rows]
+            rated = movies[rows]
             stars = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
             reasons.append(dict(zip(learned["movies"][rated[best]].tolist(), stars[best].tolist())))
@@ -376,22 +375,22 @@ def fit_model(
     stars, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
     movie_fold, mean = np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds, stars.mean()
     trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
-    personal = Ratings(user, movie, movie_fold[movie], stars - mean, np.ones_like(stars))
-    taste = user_mean = shrunk_means(personal)[1]
+    personal = pd.DataFrame({"user": user, "movie": movie, "fold": movie_fold[movie], "root": np.float32(1)})
+    # The movies are the ratings of one user, the public.
+    opinions = pd.DataFrame({"user": 0, "movie": range(len(movies)), "fold": movie_fold, "root": roots})
+    taste = user_mean = shrunk_means(personal.assign(stars=stars - mean))[1]
     public, tastes = Taste(FIXED.public_dimensions, seed), Taste(FIXED.dimensions, seed)
     for rounds in FIXED.passes:
         deviations = np.bincount(movie, stars - mean - taste) / counts
-        # The movies are the ratings of one user, the public.
-        opinions = Ratings(np.zeros_like(counts), np.arange(len(movies)), movie_fold, deviations, roots)
-        quality = public.fit(vectors, sources, opinions).held_out_
+        quality = public.fit(vectors, sources, opinions.assign(stars=deviations)).held_out_
         given = (trust * deviations + (1 - trust) * quality).astype(np.float32)
-        personal = personal._replace(stars=stars - mean - given[movie])
+        personal = personal.assign(stars=stars - mean - given[movie])
         taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
     enter("trees")
-    plain, usual = mean + quality[movie] + taste, np.square(personal.stars).mean()
+    plain, usual = mean + quality[movie] + taste, np.square(personal["stars"]).mean()
     user_habits, held_habits = habits(personal, given - quality, usual)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
-    folds, numbers = personal.folds[some], vectors[:, is_number(sources)][movie[some]]
+    folds, numbers = personal["fold"].to_numpy()[some], vectors[:, is_number(sources)][movie[some]]
     rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers])
     trees, correction = boost(rows, (stars - plain)[some], folds, seed)
     error = stars[some] - np.clip(plain[some] + correction, *RATINGS)

@@ -1,8 +1,12 @@
-"""Tastes: a Bayesian linear regression a user, all of them under one prior that is learned from all."""
+"""Tastes: a Bayesian linear regression a user, all of them under one prior that is learned from all.
+
+Ratings are tables whose columns are ``user``, ``movie`` and ``fold``, the indices of the user, of the movie and of the
+movie's fold, ``stars``, those above what is expected, and ``root``, the square root of the rating's weight.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,26 +22,6 @@ Indices = NDArray[np.integer[Any]]
 TINY, LARGEST = FIXED.scales
 
 
-class Ratings(NamedTuple):
-    """Ratings as regressions read them, each an array of shape (ratings,).
-
-    Attributes
-    ----------
-    users, movies, folds : ndarray
-        Index of the user, of the movie, and of the movie's fold.
-    stars : ndarray
-        Stars above what is expected.
-    roots : ndarray
-        Square root of each rating's weight.
-    """
-
-    users: Indices
-    movies: Indices
-    folds: Indices
-    stars: Floats
-    roots: Floats
-
-
 def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
     """Map like the built-in `map`, on all processors: numpy lets go of the interpreter while it computes."""
     # Threads of its own: those of a training would keep a prediction waiting.
@@ -50,12 +34,12 @@ def with_level(*parts: Floats) -> Floats:
     return np.column_stack([*parts, np.ones(len(parts[0]))]).astype(np.float32)
 
 
-def batches(ratings: Ratings, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
+def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
     """Yield users of like activity together with the places of their ratings.
 
     Parameters
     ----------
-    ratings : Ratings
+    ratings : DataFrame
         Whose users are wanted.
     width : int
         Numbers that are held for a rating.
@@ -69,17 +53,16 @@ def batches(ratings: Ratings, width: int) -> Iterator[tuple[Indices, Indices, ND
     there : ndarray of shape (batch, folds, most ratings of any)
         False where a user has no more ratings.
     """
-    folds, users = ratings.folds.max(initial=0) + 1, ratings.users.max(initial=-1) + 1
-    cells = ratings.users * folds + ratings.folds
+    user, fold = ratings["user"].to_numpy(), ratings["fold"].to_numpy()
+    users, folds = user.max(initial=-1) + 1, fold.max(initial=0) + 1
+    cells = user * folds + fold
     counts = np.bincount(cells, minlength=users * folds).reshape(users, folds)
     starts, by_cell = counts.cumsum().reshape(users, folds) - counts, np.argsort(cells, kind="stable")
-    most = counts.max(axis=1)
-    by_activity = np.argsort(most, kind="stable")
-    filled = np.cumsum(np.maximum(most[by_activity] * folds, width) * width) // FIXED.batch
+    most = pd.Series(counts.max(axis=1)).sort_values(kind="stable")
+    filled = (np.maximum(most * folds, width) * width).cumsum() // FIXED.batch
     # Nobody in a batch has more than twice as many ratings in a fold as another: little is padded.
-    scale = np.frexp(most[by_activity])[1]
-    for batch in filter(len, np.split(by_activity, np.flatnonzero(np.diff(filled) + np.diff(scale)) + 1)):
-        steps = np.arange(most[batch].max())
+    for _, alike in most[most > 0].groupby(filled + np.frexp(most)[1]):
+        batch, steps = alike.index.to_numpy(), np.arange(alike.max())
         there = steps < counts[batch][..., None]
         yield batch, by_cell[np.where(there, starts[batch][..., None] + steps, 0)], there
 
@@ -107,14 +90,14 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
     return size, (inverse @ rows * rows).sum(axis=(0, 1)), np.square(left).sum()
 
 
-def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats, Floats, Floats]:
+def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Floats, Floats, Floats]:
     """Fit each user's weights on all ratings, and on all but each fold, from sums that all of these fits share.
 
     Parameters
     ----------
     vectors : ndarray of shape (movies, dimensions)
         Movie vectors.
-    ratings : Ratings
+    ratings : DataFrame
         What is learned from.
     prior : ndarray of shape (folds + 1, dimensions, dimensions) or (dimensions, dimensions)
         Covariance of the weights in units of the noise, where each fold is left out and where none is, or for all.
@@ -122,14 +105,14 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
     Returns
     -------
     weights : ndarray of shape (users, dimensions)
-        Posterior means.
+        Posterior means; 0, the prior's, of users without ratings.
     held_out : ndarray of shape (ratings,)
         Prediction of each rating from the ratings of other folds.
     scatter : ndarray of shape (folds + 1, dimensions, dimensions)
         Expected products of weights, summed over users, where each fold is left out and where none is, if stars are in
         units of the noise.
     """
-    users, movies, _, stars, roots = ratings
+    users, movies, stars, roots = (ratings[name].to_numpy() for name in ("user", "movie", "stars", "root"))
     weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
     held_out, precision = np.zeros(len(users), np.float32), np.linalg.inv(prior)
 
@@ -155,20 +138,18 @@ def fit_users(vectors: Floats, ratings: Ratings, prior: Floats) -> tuple[Floats,
     return weights, held_out, sum(side_by_side(fit_batch, *zip(*batches(ratings, vectors.shape[1]))))
 
 
-def sample(ratings: Ratings, most: int, seed: int) -> Ratings:
+def sample(ratings: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
     """Return the ratings of at most so many users, drawn at random."""
-    drawn = np.random.default_rng(seed).permutation(ratings.users.max() + 1)[:most]
-    rows = np.isin(ratings.users, drawn)
-    some = Ratings._make(column[rows] for column in ratings)
-    return some._replace(users=np.unique(some.users, return_inverse=True)[1])
+    drawn = np.random.default_rng(seed).permutation(ratings["user"].max() + 1)[:most]
+    return ratings[ratings["user"].isin(drawn)]
 
 
-def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
+def shrunk_means(ratings: pd.DataFrame) -> tuple[Floats, Floats]:
     """Average each user's stars, the prior counting as `prior` ratings of 0: the regression on a constant alone.
 
     Parameters
     ----------
-    ratings : Ratings
+    ratings : DataFrame
         What is averaged.
 
     Returns
@@ -178,17 +159,17 @@ def shrunk_means(ratings: Ratings) -> tuple[Floats, Floats]:
     held_out : ndarray of shape (ratings,)
         For each rating, of its user's ratings of other folds.
     """
-    constant = np.ones((ratings.movies.max(initial=0) + 1, 1), np.float32)
-    means, held_out, _ = fit_users(constant, ratings, np.eye(1, dtype=np.float32) / FIXED.prior)
+    constant = np.ones((1, 1), np.float32)
+    means, held_out, _ = fit_users(constant, ratings.assign(movie=0), constant / FIXED.prior)
     return means[:, 0], held_out
 
 
-def habits(ratings: Ratings, surplus: Floats, usual: float) -> tuple[Floats, Floats]:
+def habits(ratings: pd.DataFrame, surplus: Floats, usual: float) -> tuple[Floats, Floats]:
     """Tell how users rate, whatever the movie.
 
     Parameters
     ----------
-    ratings : Ratings
+    ratings : DataFrame
         Of any number of users.
     surplus : ndarray of shape (movies,)
         Stars by which the public likes a movie better than the catalogue promises: who picks such movies will do so
@@ -203,9 +184,9 @@ def habits(ratings: Ratings, surplus: Floats, usual: float) -> tuple[Floats, Flo
     held_out : ndarray of shape (ratings, 3)
         For each rating, the same from its user's ratings of other folds; the first column is of all folds.
     """
-    targets, counts = (np.square(ratings.stars) - usual, surplus[ratings.movies]), np.bincount(ratings.users)
-    users, held_out = zip(*(shrunk_means(ratings._replace(stars=stars.astype(np.float32))) for stars in targets))
-    return np.column_stack([counts, *users]), np.column_stack([counts[ratings.users], *held_out])
+    targets, counts = (np.square(ratings["stars"]) - usual, surplus[ratings["movie"]]), np.bincount(ratings["user"])
+    users, held_out = zip(*(shrunk_means(ratings.assign(stars=stars.astype(np.float32))) for stars in targets))
+    return np.column_stack([counts, *users]), np.column_stack([counts[ratings["user"]], *held_out])
 
 
 class Taste:
@@ -238,7 +219,7 @@ class Taste:
         self.dimensions = dimensions
         self.seed = seed
 
-    def fit(self, vectors: Floats, sources: Iterable[str], ratings: Ratings, rounds: int = 0) -> "Taste":
+    def fit(self, vectors: Floats, sources: Iterable[str], ratings: pd.DataFrame, rounds: int = 0) -> "Taste":
         """Learn the prior, then each user's weights on all ratings and on all but each fold.
 
         Parameters
@@ -247,7 +228,7 @@ class Taste:
             Movie vectors.
         sources : iterable of str, of length dimensions
             The source of each dimension; the dimensions of one source share their scale. A later fit keeps the scales.
-        ratings : Ratings
+        ratings : DataFrame
             What is learned from.
         rounds : int
             Steps of expectation maximisation in which is learned how the weights of all users go together, for each
@@ -265,7 +246,7 @@ class Taste:
         design = with_level(vectors)
         if not hasattr(self, "scales_"):
             self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], ratings)
-        scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings.movies, minlength=len(vectors))
+        scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings["movie"], minlength=len(vectors))
         variances = pd.Series(scaled.var(axis=0)).groupby([*map(str, sources)]).sum()
         self.strengths_ = np.sqrt(self.noise_ * variances).to_dict()
         # What tells apart the movies that are rated most.
@@ -273,32 +254,32 @@ class Taste:
         axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
         projected, unit = design @ projection, np.eye(len(projection.T), dtype=np.float32)
-        some = sample(ratings, FIXED.coupled, self.seed)
-        some = some._replace(stars=some.stars / np.sqrt(self.noise_, dtype=np.float32))
-        prior = np.tile(unit, (ratings.folds.max() + 2, 1, 1))
+        some = sample(ratings.assign(stars=ratings["stars"] / self.noise_**0.5), FIXED.coupled, self.seed)
+        prior = np.tile(unit, (ratings["fold"].max() + 2, 1, 1))
         for _ in range(rounds):
             _, _, scatter = fit_users(projected, some, prior)
-            prior = (FIXED.pseudo_users * unit + scatter) / (FIXED.pseudo_users + some.users.max() + 1)
+            # In double precision: where tastes explain all that there is, single is not enough for the next round.
+            prior = (FIXED.pseudo_users * unit + scatter.astype(float)) / (FIXED.pseudo_users + some["user"].nunique())
         weights, self.held_out_, _ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
         self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T
         return self
 
-    def _learn_scales(self, design: Floats, sources: Indices, ratings: Ratings) -> None:
+    def _learn_scales(self, design: Floats, sources: Indices, ratings: pd.DataFrame) -> None:
         """Maximise the marginal likelihood of some users' ratings (MacKay 1992, Bayesian interpolation, section 4)."""
-        some = sample(ratings._replace(folds=np.zeros_like(ratings.folds)), FIXED.learners, self.seed)
-        most, problems, count = FIXED.learner_ratings // (some.users.max() + 1), [], 0
-        for _, places, there in batches(some, len(sources)):
-            places, there = places[:, 0, :most], there[:, 0, :most]
-            rows = np.dstack([design[some.movies[places]], some.stars[places]])
-            # No more rows than columns, however many ratings, have the same regression.
-            problems.append(np.linalg.qr(rows * (there * some.roots[places])[..., None], mode="r"))
-            count += there.sum()
+        some = sample(ratings.assign(fold=0), FIXED.learners, self.seed)
+        some = some.groupby("user").head(FIXED.learner_ratings // some["user"].nunique())
+        rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
+        # No more rows than columns, however many ratings, have the same regression.
+        reduced = [
+            np.linalg.qr(rows[places[:, 0]] * there[:, 0, :, None], mode="r")
+            for _, places, there in batches(some, len(sources))
+        ]
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
-            sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), problems)
+            sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), reduced)
             size, known, error = (sum(parts) for parts in zip(*sums))
-            self.noise_ = float((error + TINY) / max(count - known.sum(), 1))
+            self.noise_ = float((error + TINY) / max(len(some) - known.sum(), 1))
             growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, TINY, LARGEST).astype(np.float32)

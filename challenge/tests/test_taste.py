@@ -3,19 +3,21 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from challenge.settings import FIXED
-from challenge.taste import Ratings, Taste, batches, evidence, fit_users, habits, sample
+from challenge.taste import Taste, batches, evidence, fit_users, habits, sample
 
 RANDOM = np.random.default_rng(5)
 
 
-def some_ratings(users: int, movies: int, size: int) -> Ratings:
+def some_ratings(users: int, movies: int, size: int) -> pd.DataFrame:
     """Return random ratings."""
     movie = RANDOM.integers(0, movies, size)
-    stars, roots = RANDOM.normal(size=size).astype(np.float32), RANDOM.uniform(0.3, 1, size)
-    return Ratings(RANDOM.integers(0, users, size), movie, movie % 3, stars, roots)
+    stars, root = RANDOM.normal(size=size).astype(np.float32), RANDOM.uniform(0.3, 1, size)
+    user = RANDOM.integers(0, users, size)
+    return pd.DataFrame({"user": user, "movie": movie, "fold": movie % 3, "stars": stars, "root": root})
 
 
 def test_batches() -> None:
@@ -23,8 +25,8 @@ def test_batches() -> None:
     ratings = some_ratings(40, 30, 500)
     seen: list[int] = []
     for batch, places, there in batches(ratings, 300):
-        assert (ratings.users[places] == batch[:, None, None])[there].all()
-        assert (ratings.folds[places] == np.arange(3)[:, None])[there].all()
+        assert (ratings["user"].to_numpy()[places] == batch[:, None, None])[there].all()
+        assert (ratings["fold"].to_numpy()[places] == np.arange(3)[:, None])[there].all()
         seen.extend(places[there])
     assert sorted(seen) == list(range(500))
 
@@ -66,13 +68,13 @@ def test_fit_users_holds_out(size: int) -> None:
     for fold in range(4):
         total = np.zeros((size, size))
         for user in range(5):
-            rest = (ratings.users == user) & (ratings.folds != fold)
-            rows = vectors[ratings.movies[rest]]
-            weighted = rows * ratings.roots[rest, None] ** 2
+            rest = ratings[(ratings["user"] == user) & (ratings["fold"] != fold)]
+            rows = vectors[rest["movie"]]
+            weighted = rows * rest[["root"]].to_numpy() ** 2
             covariance = np.linalg.inv(weighted.T @ rows + np.linalg.inv(prior[fold]))
-            weight = covariance @ weighted.T @ ratings.stars[rest]
-            own = (ratings.users == user) & (ratings.folds == fold)
-            np.testing.assert_allclose(held_out[own], vectors[ratings.movies[own]] @ weight, atol=1e-3)
+            weight = covariance @ weighted.T @ rest["stars"]
+            own = (ratings["user"] == user) & (ratings["fold"] == fold)
+            np.testing.assert_allclose(held_out[own], vectors[ratings["movie"][own]] @ weight, atol=1e-3)
             total += covariance + np.outer(weight, weight)
             expected[user, fold] = weight
         np.testing.assert_allclose(scatter[fold], total, rtol=1e-3, atol=1e-3)
@@ -82,7 +84,8 @@ def test_fit_users_holds_out(size: int) -> None:
 
 def test_habits() -> None:
     """How many ratings, how far off, and of how good movies: by hand, and without the fold."""
-    ratings = Ratings(*map(np.array, ([0, 0, 1], [0, 1, 1], [0, 1, 1], [1.0, 3.0, -1.0], [1.0, 1.0, 1.0])))
+    movie = [0, 1, 1]
+    ratings = pd.DataFrame({"user": [0, 0, 1], "movie": movie, "fold": movie, "stars": [1.0, 3.0, -1.0], "root": 1.0})
     told, held_out = habits(ratings, np.array([0.5, -0.5]), 1.0)
     sums, counts, prior = np.array([[8, 0], [0, -0.5]]), np.array([[2], [1]]), FIXED.prior
     np.testing.assert_allclose(told, np.hstack([counts, sums / (counts + prior)]), atol=1e-6)
@@ -91,24 +94,31 @@ def test_habits() -> None:
 
 
 def test_sample() -> None:
-    """All ratings of the users drawn come along, the users numbered anew."""
+    """All ratings of the users drawn come along."""
     ratings = some_ratings(20, 30, 200)
     drawn = sample(ratings, 4, 0)
-    assert set(drawn.users) == set(range(4))
-    assert len(drawn.stars) in {np.isin(ratings.stars, drawn.stars).sum()}
-    counts = np.bincount(ratings.users)
-    assert set(np.bincount(drawn.users)) <= set(counts)
+    assert drawn["user"].nunique() == 4
+    pd.testing.assert_frame_equal(drawn, ratings[ratings["user"].isin(drawn["user"])])
+
+
+def test_users_without_ratings() -> None:
+    """They are left out of batches and sums, and have the weights of the prior."""
+    ratings = some_ratings(5, 30, 80)
+    vectors, unit = RANDOM.normal(size=(30, 4)).astype(np.float32), np.eye(4, dtype=np.float32)
+    few, many = (fit_users(vectors, ratings.assign(user=factor * ratings["user"]), unit) for factor in (1, 10))
+    np.testing.assert_allclose(many[0][::10], few[0], atol=1e-6)
+    np.testing.assert_allclose(many[2], few[2], rtol=1e-5, atol=1e-5)
+    assert not np.delete(many[0], np.arange(0, 41, 10), axis=0).any()
 
 
 def test_taste_finds_the_source_that_counts() -> None:
     """The prior keeps to the source that tastes come from; noise is not let in."""
     vectors = RANDOM.normal(size=(200, 8)).astype(np.float32)
-    ratings = some_ratings(60, 200, 3000)._replace(roots=np.ones(3000))
+    ratings = some_ratings(60, 200, 3000).assign(root=1.0)
     truth = RANDOM.normal(size=(60, 4))
-    signal = (vectors[ratings.movies, :4] * truth[ratings.users]).sum(axis=1)
-    taste = Taste(9).fit(
-        vectors, ["a"] * 4 + ["b"] * 4, ratings._replace(stars=ratings.stars + signal.astype(np.float32))
-    )
+    signal = (vectors[ratings["movie"], :4] * truth[ratings["user"]]).sum(axis=1)
+    ratings["stars"] += signal.astype(np.float32)
+    taste = Taste(9).fit(vectors, ["a"] * 4 + ["b"] * 4, ratings)
     worth = np.sqrt((taste.projection_**2).sum(axis=1))
     assert worth[:4] == pytest.approx(1, rel=0.15)
     assert (worth[4:] < 0.2).all()
@@ -118,9 +128,9 @@ def test_taste_finds_the_source_that_counts() -> None:
 def test_prior_learns_how_weights_go_together() -> None:
     """Where all users' tastes lie along one axis, learning that predicts held-out ratings better."""
     vectors = RANDOM.normal(size=(300, 12)).astype(np.float32)
-    ratings = some_ratings(200, 300, 4000)._replace(roots=np.ones(4000))
-    axis = (vectors.sum(axis=1) / 12**0.5)[ratings.movies] * RANDOM.normal(size=200)[ratings.users]
-    ratings = ratings._replace(stars=(ratings.stars + axis).astype(np.float32))
+    ratings = some_ratings(200, 300, 4000).assign(root=1.0)
+    axis = (vectors.sum(axis=1) / 12**0.5)[ratings["movie"]] * RANDOM.normal(size=200)[ratings["user"]]
+    ratings["stars"] += axis.astype(np.float32)
     tastes = [Taste(13).fit(vectors, ["a"] * 12, ratings, rounds) for rounds in (0, 4)]
     errors = [np.mean((taste.held_out_ - axis) ** 2) for taste in tastes]
     assert errors[1] < 0.8 * errors[0]
@@ -141,8 +151,8 @@ def test_prior_leaves_the_fold_out() -> None:
     """What a fold's ratings say does not come into the prior that predicts them."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
     taste = Taste(6).fit(vectors, ["a"] * 5, ratings)
-    changed = ratings._replace(stars=np.where(ratings.folds == 1, -9, ratings.stars).astype(np.float32))
+    changed = ratings.assign(stars=ratings["stars"].where(ratings["fold"] != 1, -9))
     first, second = (taste.fit(vectors, ["a"] * 5, some, 3).held_out_ for some in (ratings, changed))
-    held_out = ratings.folds == 1
+    held_out = ratings["fold"] == 1
     np.testing.assert_allclose(first[held_out], second[held_out], atol=1e-4)
     assert not np.allclose(first[~held_out], second[~held_out], atol=0.1)
