@@ -1,7 +1,6 @@
 """The rating model: it predicts the ratings of movies that nobody has rated, says how sure it is, and why."""
 
 from collections.abc import Callable
-from threading import Lock
 from typing import Any
 
 import lightgbm as lgb
@@ -19,8 +18,6 @@ from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_me
 TERMS = ("taste", "quality", "activity", "spread", "selection")
 # What the report tells the errors of, each knowing more than the one before.
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
-# Trees' shares in a prediction have not always been safe to compute from several threads (LightGBM #5482).
-SHAPLEY = Lock()
 
 
 class NotFoundError(ChallengeError):
@@ -159,8 +156,7 @@ class RatingModel:
         """
         learned, (user, movie) = self.arrays, self._locate(pairs)
         features = self._features(user, movie)
-        with SHAPLEY:
-            shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
+        shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
         rating = self._rate(features)
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
