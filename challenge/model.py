@@ -124,7 +124,7 @@ class RatingModel:
         Parameters
         ----------
         pairs : DataFrame of shape (pairs, 2)
-            ``userId`` and ``movieId`` as categories of text.
+            ``userId`` and ``movieId`` as text, fastest in categories.
 
         Returns
         -------
@@ -164,7 +164,7 @@ class RatingModel:
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
         why = pd.DataFrame(
             {
-                "baseline": np.full(len(pairs), learned["mean"], float),
+                "baseline": float(learned["mean"]),
                 "user": habit + sum(shares[name] for name in TERMS[2:]),
                 "quality": features[:, 1] - quality + shares["quality"],
                 "taste": features[:, 0] - habit - overview + shares["taste"],
@@ -222,11 +222,11 @@ class RatingModel:
         """
         history = self._history(self.users.get_indexer(pd.Index([user])))
         others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history["movie"])
-        pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]}).astype("category")
+        pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]})
         if pairs.empty:
             return pairs[["movieId"]]
-        best = pairs.iloc[np.argsort(-self.predict(pairs), kind="stable")[:count]].reset_index(drop=True)
-        return pd.concat([best["movieId"].astype(str), self.explain(best, level)], axis=1)
+        best = pairs.loc[self.predict(pairs).nlargest(count).index].reset_index(drop=True)
+        return pd.concat([best["movieId"], self.explain(best, level)], axis=1)
 
     def update(self, ratings: pd.DataFrame) -> "RatingModel":
         """Return a model that knows more ratings; their users' tastes and habits are learned anew.
@@ -263,10 +263,9 @@ class RatingModel:
         stars = history["stars"] - learned["mean"] - learned["qualities"][history["movie"]]
         return history.assign(stars=stars.astype(np.float32), fold=0, root=np.float32(1))
 
-    def _locate(self, pairs: pd.DataFrame) -> list[Indices]:
+    def _locate(self, pairs: pd.DataFrame) -> tuple[Indices, Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
-        ids = {"userId": self.users, "movieId": self.movies}
-        return [index.get_indexer(pairs[name].cat.categories)[pairs[name].cat.codes] for name, index in ids.items()]
+        return self.users.get_indexer(pd.Index(pairs["userId"])), self.movies.get_indexer(pd.Index(pairs["movieId"]))
 
     def _features(self, user: Indices, movie: Indices) -> Floats:
         learned = self.arrays
@@ -402,7 +401,7 @@ def fit_model(
         "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
         "cross-validated mse": {rung: float(np.mean(np.square(off))) for rung, off in zip(RUNGS, errors)},
         "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
-        "strongest features": pd.Series(tastes.strengths_).nlargest(FIXED.strongest).to_dict(),
+        "strongest features": tastes.strengths_.nlargest(FIXED.strongest).to_dict(),
     }
     learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "rated": np.array(len(movies))}
     learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": stars}

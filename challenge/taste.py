@@ -205,7 +205,7 @@ class Taste:
         Prior deviation of a user's weights, in units of the noise's deviation; the last is of a constant.
     noise_ : float
         Variance of a rating that no taste explains, in squared stars.
-    strengths_ : dict of str to float
+    strengths_ : Series of shape (sources,)
         By source, the deviation in stars between movies that a user's taste for it is expected to make.
     projection_ : ndarray of shape (dimensions + 1, axes)
         The axes, such that the prior of weights on them is the unit normal; along the last all movies are the same.
@@ -247,8 +247,7 @@ class Taste:
         if not hasattr(self, "scales_"):
             self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], ratings)
         scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings["movie"], minlength=len(vectors))
-        variances = pd.Series(scaled.var(axis=0)).groupby([*map(str, sources)]).sum()
-        self.strengths_ = np.sqrt(self.noise_ * variances).to_dict()
+        self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0)).groupby([*map(str, sources)]).sum() ** 0.5
         # What tells apart the movies that are rated most.
         weighted = np.linalg.qr(scaled * np.sqrt(counts, dtype=np.float32)[:, None], mode="r")
         axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T
