@@ -109,7 +109,7 @@ class RatingModel:
         RatingModel
             A new one.
         """
-        learned, rated = self.arrays, self.movies[: self.arrays["rated"]]
+        learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
         others = ~catalogue.isin(rated)
         vectors, movies = np.pad(vectors[others], {0: (0, 1)}), rated.append(catalogue[others])
         promised = with_level(vectors) @ learned["quality"]
@@ -327,6 +327,40 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     return lgb.train(settings, data, trial.best_iteration).model_to_string(), held_out
 
 
+def correct(features: Floats, stars: Floats, plain: Floats, folds: Indices, seed: int) -> tuple[Arrays, Floats, Any]:
+    """Learn what is left of ratings, and how far they will be off even so.
+
+    Parameters
+    ----------
+    features : ndarray of shape (rows, features)
+        Without gaps.
+    stars, plain : ndarray of shape (rows,)
+        Ratings, and what is predicted without trees.
+    folds : ndarray of shape (rows,)
+        The fold of each row's movie.
+    seed : int
+        As of `boost`.
+
+    Returns
+    -------
+    learned : dict of str to ndarray
+        The ``trees`` that correct, those that predict the ``reach`` of errors, and by ``scores`` how far errors go
+        beyond it: their quantiles.
+    error : ndarray of shape (rows,)
+        What trees that have not seen a row's fold leave of its rating.
+    interval : dict of str to float
+        Share of the first fold's ratings in the intervals that the other folds make, and the intervals' mean width.
+    """
+    trees, correction = boost(features, stars - plain, folds, seed)
+    error = stars - np.clip(plain + correction, *RATINGS)
+    reach_trees, reach = boost(features, np.abs(error), folds, seed)
+    scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
+    limit = np.quantile(scores[folds > 0], FIXED.level)
+    interval = {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())}
+    quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
+    return {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}, error, interval
+
+
 def fit_model(
     ratings: pd.DataFrame, catalogue: pd.DataFrame, embeddings: Floats, seed: int, enter: Callable[[str], Any]
 ) -> RatingModel:
@@ -382,16 +416,13 @@ def fit_model(
         personal = personal.assign(stars=stars - mean - given[movie])
         taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
     enter("trees")
-    plain, usual = mean + quality[movie] + taste, np.square(personal["stars"]).mean()
+    usual = np.square(personal["stars"]).mean()
     user_habits, held_habits = habits(personal, given - quality, usual)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
-    folds, numbers = personal["fold"].to_numpy()[some], vectors[:, is_number(sources)][movie[some]]
-    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers])
-    trees, correction = boost(rows, (stars - plain)[some], folds, seed)
-    error = stars[some] - np.clip(plain[some] + correction, *RATINGS)
-    reach_trees, reach = boost(rows, np.abs(error), folds, seed)
-    scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
-    away, level, limit = stars - mean, shrunk_means(personal)[1], np.quantile(scores[folds > 0], FIXED.level)
+    plain, numbers = mean + quality[movie] + taste, vectors[:, is_number(sources)]
+    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers[movie[some]]])
+    corrections, error, interval = correct(rows, stars[some], plain[some], movie_fold[movie[some]], seed)
+    away, level = stars - mean, shrunk_means(personal)[1]
     errors = [away, away - user_mean, away - quality[movie] - level, stars - plain, error]
     report = {
         "rows": len(ratings),
@@ -400,16 +431,15 @@ def fit_model(
         "movies": len(movies),
         "movies without overview": int(np.isnan(embeddings[:, 0]).sum()),
         "cross-validated mse": {rung: float(np.mean(np.square(off))) for rung, off in zip(RUNGS, errors)},
-        "interval": {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())},
+        "interval": interval,
         "strongest features": tastes.strengths_.nlargest(FIXED.strongest).to_dict(),
     }
-    learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "rated": np.array(len(movies))}
+    learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
     learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": stars}
-    learned |= {"mean": mean, "usual": usual, "quality": public.projection_ @ public.weights_[0]}
+    learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
     # The last user is any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
-    learned |= {"projection": tastes.projection_, "trees": np.array(trees), "reach": np.array(reach_trees)}
-    learned |= {"scores": np.quantile(scores, np.linspace(0, 1, 1001))} | features
+    learned |= features | corrections
     # Tastes were learned from the rated movies as they look to the folds without them.
     model = RatingModel(learned | describe(learned, vectors, sources, quality, given), report)
     return model.with_catalogue(catalogue.index, described, sources)

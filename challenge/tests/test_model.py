@@ -173,7 +173,7 @@ def test_rated_movies_owe_the_overview_nothing() -> None:
     model = fit_model(RATINGS, CATALOGUE, embeddings, 0, str)
     movies = pd.DataFrame({"userId": "x", "movieId": CATALOGUE.index}, dtype="category")
     parts = pd.DataFrame(model.explain(movies)["why"].tolist(), index=CATALOGUE.index)
-    rated = model.movies[: model.arrays["rated"]]
+    rated = model.movies[: model.arrays["movie"].max() + 1]
     assert ((parts["overview"] == 0) == CATALOGUE.index.isin(rated)).all()
     given = model.arrays["qualities"][: len(rated)]
     assert np.corrcoef(parts["quality"][rated], given)[0, 1] > 0.99
