@@ -23,8 +23,6 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "flo
 BUDGET = {"cpu": 2_048, "cuda": 65_536}
 # Texts are padded to the next multiple, and batched with those of the same length: no vector depends on its company.
 STEP = 8
-# SQLite's primary result codes for a file that is none of its own any more.
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 Embeddings = NDArray[np.float32]
 Vectors = dict[str, Embeddings]
@@ -131,7 +129,8 @@ def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress:
     try:
         vectors, encoded = recall(wanted, encoder, cache, most, progress)
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 255 not in DAMAGED:
+        # Its subclasses are for all else: a full disk, a lock, a wrong query.
+        if type(error) is not sqlite3.DatabaseError:
             raise
         logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
         for path in cache.parent.glob(f"{cache.name}*"):
