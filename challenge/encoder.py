@@ -23,6 +23,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "flo
 BUDGET = {"cpu": 2_048, "cuda": 65_536}
 # Texts are padded to the next multiple, and batched with those of the same length: no vector depends on its company.
 STEP = 8
+ADVICE = "set CHALLENGE_ENCODER to a folder with its weights, or run 'hf download distilbert-base-uncased' on a network"
 
 Embeddings = NDArray[np.float32]
 Vectors = dict[str, Embeddings]
@@ -172,10 +173,7 @@ def blaming(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise EncoderUnavailableError(
-            f"the encoder '{name}' cannot be loaded: {error}; set CHALLENGE_ENCODER to a folder with its weights, or "
-            "run 'hf download distilbert-base-uncased' where there is a network"
-        ) from error
+        raise EncoderUnavailableError(f"the encoder '{name}' cannot be loaded: {error}; {ADVICE}") from error
 
 
 # Three: the next training's may be another than the model's that serves, and may be compared with fp32.
