@@ -3,7 +3,7 @@
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,15 +154,13 @@ def native_precision() -> str:
 
 def fetch(name: str) -> Path:
     """Return the folder of the encoder's files; from the disk where they lie there, else from the hub."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     if Path(name).is_dir():
         return Path(name)
-    with suppress(OSError):
-        folder = Path(snapshot_download(name, allow_patterns=[*FILES], local_files_only=True))
-        if any(folder.glob("*.safetensors")):
-            return folder
-    # The download itself waits for a silent hub for minutes; ask first whether it answers.
+    if isinstance(weights := try_to_load_from_cache(name, "model.safetensors"), str):
+        return Path(weights).parent
+    # The download itself waits for a silent hub without end; ask first whether it answers.
     HfApi().model_info(name, timeout=5.0)
     return Path(snapshot_download(name, allow_patterns=[*FILES]))
 
