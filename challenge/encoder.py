@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics.pairwise import paired_cosine_distances
-from sklearn.utils import gen_batches
 from tqdm import tqdm
 
 from challenge.settings import FIXED, ChallengeError, logger
@@ -235,16 +235,14 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
     import torch
 
     tokenizer, model = load(encoder)
-    read = tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"]
-    lengths = np.array([min(-(-len(tokens) // STEP) * STEP, encoder.max_tokens) for tokens in read])
-    for length in np.unique(lengths)[::-1]:
-        alike = np.flatnonzero(lengths == length)
-        for rows in gen_batches(len(alike), max(1, BUDGET[model.device.type] // int(length))):
-            tokens = {"input_ids": [read[place] for place in alike[rows]]}
-            padded = tokenizer.pad(tokens, "max_length", int(length), return_tensors="pt").to(model.device)
-            with torch.inference_mode():
-                vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
-            yield dict(zip((texts[place] for place in alike[rows]), vectors.cpu().numpy()))
+    tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
+    lengths = (-(-tokens.str.len() // STEP) * STEP).clip(upper=encoder.max_tokens)
+    numbers = tokens.groupby(lengths).cumcount() * lengths // BUDGET[model.device.type]
+    for (length, _), batch in reversed(list(tokens.groupby([lengths, numbers]))):
+        padded = tokenizer.pad({"input_ids": [*batch]}, "max_length", length, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
+        yield dict(zip(batch.index, vectors.cpu().numpy()))
 
 
 def pool(states: Any, mask: Any) -> Any:
