@@ -186,7 +186,8 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
             raise ValueError("it has changed since the training; train again")
         folder = fetch(encoder.name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision])
+        # What is to learn is freed by `teaching`.
+        model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision]).requires_grad_(False)
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
     if encoder.precision == "int8":
@@ -232,16 +233,13 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
     """Yield batches of texts of one padded length with their vectors, the longest first."""
     if not texts:
         return
-    import torch
-
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
     lengths = (-(-tokens.str.len() // STEP) * STEP).clip(upper=encoder.max_tokens)
     numbers = tokens.groupby(lengths).cumcount() * lengths // BUDGET[model.device.type]
     for (length, _), batch in reversed(list(tokens.groupby([lengths, numbers]))):
         padded = tokenizer.pad({"input_ids": [*batch]}, "max_length", length, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
+        vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])
         yield dict(zip(batch.index, vectors.cpu().numpy()))
 
 
