@@ -231,8 +231,6 @@ def is_faithful(encoder: Encoder, texts: tuple[str, ...]) -> bool:
 
 def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
     """Yield batches of texts of one padded length with their vectors, the longest first."""
-    if not texts:
-        return
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
     lengths = (-(-tokens.str.len() // STEP) * STEP).clip(upper=encoder.max_tokens)
@@ -255,10 +253,11 @@ def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, pro
         select = "SELECT vector FROM vectors WHERE key = ?"
         rows = {text: store.execute(select, [key]).fetchone() for text, key in keys.items()}
         vectors = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
-        known = len(vectors)
-        progress(done=known, total=len(keys))
-        with tqdm(desc="overviews", unit="text", initial=known, total=len(keys)) as bar:
-            for batch in forward([text for text in keys if text not in vectors], encoder):
+        unknown = [text for text in keys if text not in vectors]
+        progress(done=len(vectors), total=len(keys))
+        with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(keys)) as bar:
+            # The weights are not needed where all is known.
+            for batch in forward(unknown, encoder) if unknown else []:
                 # Another process may have encoded the same text meanwhile.
                 added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
                 with store:
@@ -267,4 +266,4 @@ def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, pro
                 vectors |= batch
                 bar.update(len(batch))
                 progress(done=len(vectors), total=len(keys))
-    return vectors, len(vectors) - known
+    return vectors, len(unknown)
