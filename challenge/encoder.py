@@ -248,11 +248,10 @@ def pool(states: Any, mask: Any) -> Any:
 
 def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Vectors, int]:
     """Return texts with their vectors, and how many were encoded; these are kept batch by batch."""
-    with closing(sqlite3.connect(cache, timeout=60)) as store:
-        store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
-        select = "SELECT vector FROM vectors WHERE key = ?"
-        rows = {text: store.execute(select, [key]).fetchone() for text, key in keys.items()}
-        vectors = {text: np.frombuffer(row[0], np.float32) for text, row in rows.items() if row}
+    with closing(sqlite3.connect(cache, timeout=60)) as file:
+        file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
+        query = "SELECT vector FROM vectors WHERE key = ?"
+        vectors = {text: np.frombuffer(row[0], "float32") for text in keys for row in file.execute(query, [keys[text]])}
         unknown = [text for text in keys if text not in vectors]
         progress(done=len(vectors), total=len(keys))
         with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(keys)) as bar:
@@ -260,9 +259,9 @@ def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, pro
             for batch in forward(unknown, encoder) if unknown else []:
                 # Another process may have encoded the same text meanwhile.
                 added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
-                with store:
-                    store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
-                    store.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [most])
+                with file:
+                    file.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
+                    file.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [most])
                 vectors |= batch
                 bar.update(len(batch))
                 progress(done=len(vectors), total=len(keys))
