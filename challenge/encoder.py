@@ -84,8 +84,7 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
     if precision == "int8" and some and not is_faithful(choose(name, max_tokens, precision), some):
         precision = "fp32"
     digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
-    with blaming(name):
-        folder = fetch(name)
+    with folder_of(name) as folder:
         for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
@@ -152,24 +151,20 @@ def native_precision() -> str:
     return "bf16" if "bf16" in names else "int8" if "vnni" in names else "fp32"
 
 
-def fetch(name: str) -> Path:
-    """Return the folder of the encoder's files; from the disk where they lie there, else from the hub."""
+@contextmanager
+def folder_of(name: str) -> Iterator[Path]:
+    """Lend the encoder's files, from the disk or else from the hub; tell the operator what to do if that goes wrong."""
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
-    if Path(name).is_dir():
-        return Path(name)
-    if isinstance(weights := try_to_load_from_cache(name, "model.safetensors"), str):
-        return Path(weights).parent
-    # The download itself waits for a silent hub without end; ask first whether it answers.
-    HfApi().model_info(name, timeout=5.0)
-    return Path(snapshot_download(name, allow_patterns=[*FILES]))
-
-
-@contextmanager
-def blaming(name: str) -> Iterator[None]:
-    """Say of whatever goes wrong what the operator can do."""
     try:
-        yield
+        if Path(name).is_dir():
+            yield Path(name)
+        elif isinstance(weights := try_to_load_from_cache(name, "model.safetensors"), str):
+            yield Path(weights).parent
+        else:
+            # The download itself waits for a silent hub without end; ask first whether it answers.
+            HfApi().model_info(name, timeout=5.0)
+            yield Path(snapshot_download(name, allow_patterns=[*FILES]))
     except Exception as error:
         raise EncoderUnavailableError(f"the encoder '{name}' cannot be loaded: {error}; {ADVICE}") from error
 
@@ -181,10 +176,9 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    with blaming(encoder.name):
+    with folder_of(encoder.name) as folder:
         if choose(*encoder[:3]) != encoder:
             raise ValueError("it has changed since the training; train again")
-        folder = fetch(encoder.name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # What is to learn is freed by `teaching`.
         model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision]).requires_grad_(False)
