@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.metrics.pairwise import paired_cosine_distances
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ BUDGET = {"cpu": 2_048, "cuda": 65_536}
 STEP = 8
 ADVICE = "set CHALLENGE_ENCODER to a folder with its weights, or run 'hf download distilbert-base-uncased' on a network"
 
-Embeddings = NDArray[np.float32]
+Embeddings = np.typing.NDArray[np.float32]
 Vectors = dict[str, Embeddings]
 Progress = Callable[..., Any]
 
