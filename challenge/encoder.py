@@ -183,9 +183,8 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision]).requires_grad_(False)
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
-    if encoder.precision == "int8":
-        return tokenizer, quantize(model)
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return tokenizer, quantize(model) if encoder.precision == "int8" else model.to(device)
 
 
 def quantize(model: Any) -> Any:
