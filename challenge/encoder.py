@@ -79,15 +79,14 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
         If the files cannot be had.
     """
     precision = native_precision() if precision == "auto" else precision
-    some = tuple(dict.fromkeys(texts))[: FIXED.probed]
-    if precision == "int8" and some and not is_faithful(choose(name, max_tokens, precision), some):
-        precision = "fp32"
     digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
     with folder_of(name) as folder:
         for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
-    return Encoder(name, max_tokens, precision, digest.hexdigest())
+    encoder = Encoder(name, max_tokens, precision, digest.hexdigest())
+    some = tuple(dict.fromkeys(texts))[: FIXED.probed]
+    return proven(encoder, some) if precision == "int8" and some else encoder
 
 
 def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Embeddings, int]:
@@ -212,13 +211,13 @@ def quantize(model: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def is_faithful(encoder: Encoder, texts: tuple[str, ...]) -> bool:
-    """Tell whether texts, each another one, differ from their mean by an encoder as they do in fp32."""
+def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
+    """Return an encoder if texts, each another one, differ from their mean by it as in fp32; else its like in fp32."""
     encoders = encoder, choose(*encoder[:2], "fp32")
     both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
     logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(texts), worst)
-    return bool(worst >= FIXED.faithful)
+    return encoder if worst >= FIXED.faithful else encoders[1]
 
 
 def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
