@@ -131,8 +131,8 @@ def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress:
         if type(error) is not sqlite3.DatabaseError:
             raise
         logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
-        for path in cache.parent.glob(f"{cache.name}*"):
-            path.replace(path.with_name(f"damaged-{path.name}"))
+        # There is no journal beside it: SQLite takes back what it holds before it reads anything, and after an error.
+        cache.replace(cache.with_name(f"damaged-{cache.name}"))
         return encode(texts, encoder, cache, most, progress)
     unknown = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
     return np.stack([vectors.get(text, unknown) for text in texts]), encoded
