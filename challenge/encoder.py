@@ -25,7 +25,6 @@ STEP = 8
 ADVICE = "set CHALLENGE_ENCODER to a folder with its weights, or run 'hf download distilbert-base-uncased' on a network"
 
 Embeddings = np.typing.NDArray[np.float32]
-Vectors = dict[str, Embeddings]
 Progress = Callable[..., Any]
 
 
@@ -123,9 +122,8 @@ def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress:
     https://arxiv.org/abs/1908.10084
     """
     cache.parent.mkdir(parents=True, exist_ok=True)
-    wanted = {text: hashlib.sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in texts if text}
     try:
-        vectors, encoded = recall(wanted, encoder, cache, most, progress)
+        return recall(texts, encoder, cache, most, progress)
     except sqlite3.DatabaseError as error:
         # Its subclasses are for all else: a full disk, a lock, a wrong query.
         if type(error) is not sqlite3.DatabaseError:
@@ -133,9 +131,7 @@ def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress:
         logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
         # There is no journal beside it: SQLite takes back what it holds before it reads anything, and after an error.
         cache.replace(cache.with_name(f"damaged-{cache.name}"))
-        return encode(texts, encoder, cache, most, progress)
-    unknown = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
-    return np.stack([vectors.get(text, unknown) for text in texts]), encoded
+        return recall(texts, encoder, cache, most, progress)
 
 
 def native_precision() -> str:
@@ -220,7 +216,7 @@ def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
     return encoder if worst >= FIXED.faithful else encoders[1]
 
 
-def forward(texts: list[str], encoder: Encoder) -> Iterator[Vectors]:
+def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Embeddings]]:
     """Yield batches of texts of one padded length with their vectors, the longest first."""
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
@@ -237,8 +233,9 @@ def pool(states: Any, mask: Any) -> Any:
     return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
-def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Vectors, int]:
-    """Return texts with their vectors, and how many were encoded; these are kept batch by batch."""
+def recall(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Embeddings, int]:
+    """Do what `encode` does but for a damaged cache; what is encoded is kept batch by batch."""
+    keys = {text: hashlib.sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in texts if text}
     with closing(sqlite3.connect(cache, timeout=60)) as file:
         file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         query = "SELECT vector FROM vectors WHERE key = ?"
@@ -256,4 +253,5 @@ def recall(keys: dict[str, bytes], encoder: Encoder, cache: Path, most: int, pro
                 vectors |= batch
                 bar.update(len(batch))
                 progress(done=len(vectors), total=len(keys))
-    return vectors, len(unknown)
+    empty = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
+    return np.stack([vectors.get(text, empty) for text in texts]), len(unknown)
