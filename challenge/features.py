@@ -138,16 +138,14 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
 
 def project(fitted: Arrays, wide: dict[str, Any]) -> Described:
     """Project each source, and add the bumps along numbers."""
-    blocks, names = [np.empty((len(wide[OVERVIEW]), 0))], []
-    for key, array in fitted.items():
-        blocks.append(np.nan_to_num(wide[key] @ array[1:] - array[0], posinf=0, neginf=0))
-        names += [key] * len(array[0])
-    vectors, sources = np.hstack(blocks), np.array(names, np.str_)
-    numbers = is_number(sources)
+    # Where a catalogue tells no movies apart, nothing is fitted.
+    blocks = {OVERVIEW: np.empty((len(wide[OVERVIEW]), 0))}
+    blocks |= {key: np.nan_to_num(wide[key] @ axes[1:] - axes[0], posinf=0, neginf=0) for key, axes in fitted.items()}
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
-    bumps = np.exp(-np.square((vectors[:, numbers, None] - centres) / width) / 2).reshape(len(vectors), -1)
-    curves = np.char.add("curve/", np.repeat(sources[numbers], len(centres)))
-    return np.hstack([vectors, bumps]).astype(np.float32), np.append(sources, curves)
+    numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
+    blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
+    sources = np.repeat([*blocks], [block.shape[1] for block in blocks.values()])
+    return np.hstack([*blocks.values()]).astype(np.float32), sources
 
 
 def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:
