@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import diags_array
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from challenge.settings import FIXED
@@ -87,24 +86,23 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
     if not known.shape[0]:
         return np.empty((0, 0), np.float32)
-    words = key.startswith("words/")
-    weights = diags_array(TfidfTransformer().fit(known).idf_ if words else np.ones(known.shape[1], np.float32))
+    weights = TfidfTransformer().fit(known).idf_[:, None] if key.startswith("words/") else 1
     # A number has one topic, itself but for the sign.
-    projection = weights @ main_axes(known @ weights, seed)
+    projection = weights * main_axes(known, weights, seed)
     block = known @ projection
     varied, spread = block.std(axis=0) > FIXED.alike * np.abs(block).max(), np.sqrt(block.var(axis=0).sum())
     return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
 
 
-def main_axes(block: Any, seed: int) -> NDArray[np.floating[Any]]:
-    """Find the main right singular vectors, as columns (Halko et al. 2011, https://arxiv.org/abs/0909.4061).
+def main_axes(block: Any, weights: Any, seed: int) -> NDArray[np.floating[Any]]:
+    """Find weighted columns' main right singular vectors (Halko et al. 2011, https://arxiv.org/abs/0909.4061).
 
     By numpy alone: scikit-learn's keeps the interpreter from predictions by LU, and takes three times as long by QR.
     """
     sample = np.random.default_rng(seed).normal(size=(block.shape[1], FIXED.topics + FIXED.oversampled))
     for _ in range(FIXED.power_rounds):
-        basis, _ = np.linalg.qr(block @ sample)
-        sample = block.T @ basis
+        basis, _ = np.linalg.qr(block @ (weights * sample))
+        sample = weights * (block.T @ basis)
     return np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
 
 
