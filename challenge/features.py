@@ -82,28 +82,28 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
 
 
 def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
-    """Learn a source's centre and projection; without a dimension where it tells no movies apart."""
+    """Learn a source's centre and projection; without a dimension where it tells no movies apart.
+
+    Its main axes are found by numpy alone: scikit-learn's way keeps the interpreter from predictions by LU, and takes
+    three times as long by QR.
+
+    References
+    ----------
+    Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
+    """
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
     if not known.shape[0]:
         return np.empty((0, 0), np.float32)
     weights = TfidfTransformer().fit(known).idf_[:, None] if key.startswith("words/") else 1
+    sample = np.random.default_rng(seed).normal(size=(known.shape[1], FIXED.topics + FIXED.oversampled))
+    for _ in range(FIXED.power_rounds):
+        basis, _ = np.linalg.qr(known @ (weights * sample))
+        sample = weights * (known.T @ basis)
     # A number has one topic, itself but for the sign.
-    projection = weights * main_axes(known, weights, seed)
+    projection = weights * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
     varied, spread = block.std(axis=0) > FIXED.alike * np.abs(block).max(), np.sqrt(block.var(axis=0).sum())
     return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
-
-
-def main_axes(block: Any, weights: Any, seed: int) -> NDArray[np.floating[Any]]:
-    """Find weighted columns' main right singular vectors (Halko et al. 2011, https://arxiv.org/abs/0909.4061).
-
-    By numpy alone: scikit-learn's keeps the interpreter from predictions by LU, and takes three times as long by QR.
-    """
-    sample = np.random.default_rng(seed).normal(size=(block.shape[1], FIXED.topics + FIXED.oversampled))
-    for _ in range(FIXED.power_rounds):
-        basis, _ = np.linalg.qr(block @ (weights * sample))
-        sample = weights * (block.T @ basis)
-    return np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
