@@ -71,14 +71,15 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     described : tuple of ndarray
         As of `movie_vectors`.
     """
-    wide: dict[str, Any] = {OVERVIEW: embeddings}
+    # Gaps alone do not tell how wide overviews' embeddings are.
+    wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
     for name, column in catalogue.items():
         # By its distinct values, lest one word that stands for a gap makes a column of numbers one of words.
         told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
         kind = "number" if told > 1 and told >= FIXED.readable * column.nunique() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column)
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
-    return fitted, project(fitted, wide)
+    return fitted, project(fitted, wide, len(catalogue))
 
 
 def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
@@ -92,8 +93,6 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
     """
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
-    if not known.shape[0]:
-        return np.empty((0, 0), np.float32)
     weights = TfidfTransformer().fit(known).idf_[:, None] if key.startswith("words/") else 1
     sample = np.random.default_rng(seed).normal(size=(known.shape[1], FIXED.topics + FIXED.oversampled))
     for _ in range(FIXED.power_rounds):
@@ -131,13 +130,13 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     gap, wide = pd.Series(index=catalogue.index, dtype=str), {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
         wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
-    return project(fitted, wide)
+    return project(fitted, wide, len(catalogue))
 
 
-def project(fitted: Arrays, wide: dict[str, Any]) -> Described:
+def project(fitted: Arrays, wide: dict[str, Any], movies: int) -> Described:
     """Project each source, and add the bumps along numbers."""
     # Where a catalogue tells no movies apart, nothing is fitted.
-    blocks = {OVERVIEW: np.empty((len(wide[OVERVIEW]), 0))}
+    blocks = {OVERVIEW: np.empty((movies, 0))}
     blocks |= {key: np.nan_to_num(wide[key] @ axes[1:] - axes[0], posinf=0, neginf=0) for key, axes in fitted.items()}
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
