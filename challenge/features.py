@@ -10,28 +10,22 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from challenge.settings import FIXED
 
-# Strings in a JSON list, or a list or an array as Python prints it; a key is followed by a colon and is none of them.
-ITEM = re.compile(r""""((?:[^"\\]|\\.)+)"(?=\s*[,\]}]|\s+["'])|'((?:[^'\\]|\\.)+)'(?=\s*[,\]}]|\s+["'])""")
 OVERVIEW = "vector/overview embedding"
-# Japanese and Chinese have no spaces: each of their characters is a word.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-# A date without one would be of today's year.
-YEAR = r"(?<!\d)\d{4}(?!\d)"
 
 
 def tokens(cell: str) -> list[str]:
     """Split a cell into the texts of a list, or else into words and numbers."""
     cell = cell.lower()
     if cell.startswith(("[", "{")):
-        return [double or single for double, single in ITEM.findall(cell)] or WORD.findall(cell)
-    return re.split(r"\s*\|\s*", cell.strip()) if "|" in cell else WORD.findall(cell) or cell.split()
+        return [double or single for double, single in re.findall(FIXED.item, cell)] or re.findall(FIXED.word, cell)
+    return re.split(r"\s*\|\s*", cell.strip()) if "|" in cell else re.findall(FIXED.word, cell) or cell.split()
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
     # Nothing longer is a number or a date, and to look would take long.
     texts = column.where(column.str.len() <= FIXED.longest).astype(str)
-    dates = pd.to_datetime(texts.where(texts.str.contains(YEAR)), errors="coerce", format="mixed", utc=True).dt
+    dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
     numbers = pd.to_numeric(texts.str.replace("|".join(FIXED.dress), "", regex=True), errors="coerce").astype(float)
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
