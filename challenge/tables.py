@@ -2,16 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pandas as pd
 
 from challenge.settings import FIXED, ChallengeError
 
-NAMES = {"userid": "userId", "movieid": "movieId", "rating": "rating", "overview": "overview"}
 RATINGS = (1.0, 5.0)
-# Nothing but an empty cell is a gap: "NA" may be an id. What else says nothing in a catalogue is in parameters.yaml.
-CELLS: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "skipinitialspace": True}
 
 
 class TableError(ChallengeError):
@@ -43,12 +40,12 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
         If the file is no CSV or is empty, if a line has more than the header, or if a column is not there once.
     """
     try:
-        table: pd.DataFrame = pd.read_csv(source, header=None, skip_blank_lines=False, dtype=str, **CELLS)
+        table: pd.DataFrame = pd.read_csv(source, **FIXED.csv)
     except ValueError as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
     # What has no name is an index that some program wrote.
     table = table.loc[:, table.iloc[0].notna()]
-    names = [NAMES.get(name.strip().lower(), name.strip()) for name in table.iloc[0]]
+    names = [FIXED.names.get(name.strip().lower(), name.strip()) for name in table.iloc[0]]
     table = table.set_axis(names, axis=1)[1:].dropna(how="all")
     for column in columns:
         if (found := names.count(column)) != 1:
