@@ -50,18 +50,17 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     for column in columns:
         if (found := names.count(column)) != 1:
             raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {names}"[:300])
-        reject(table[column].isna(), column, "is empty")
+        reject(table[column].isna(), "is empty")
     if table.empty:
         raise TableError("the file has no rows")
     return table
 
 
-def reject(wrong: "pd.Series[bool]", column: str, what: str) -> None:
-    """Raise a `TableError` that names the first wrong line, if there is one."""
+def reject(wrong: "pd.Series[bool]", what: str) -> None:
+    """Raise a `TableError` that names a column's first wrong line, if there is one."""
     if wrong.any():
         # The index counts lines from 0, the header's; a reader counts from 1.
-        line = wrong.index.to_numpy()[wrong.to_numpy().argmax()] + 1
-        raise TableError(f"line {line}, column '{column}': the cell {what}")
+        raise TableError(f"line {wrong.index[wrong][0] + 1}, column '{wrong.name}': the cell {what}")
 
 
 def as_ids(column: "pd.Series[str]") -> "pd.Categorical[str]":
@@ -96,8 +95,8 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     table = table.assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
-        reject(ratings.isna(), "rating", "is not a number")
-        reject(~ratings.between(*RATINGS), "rating", "is not between 1 and 5")
+        # What is no number is not between them either.
+        reject(~ratings.between(*RATINGS), "is not a number between 1 and 5")
         table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
     return table.reset_index(drop=True)
 
