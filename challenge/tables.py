@@ -127,11 +127,8 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
         raise CatalogueMissingError(f"there is no catalogue at {source} (CHALLENGE_CATALOGUE)") from error
     except TableError as error:
         raise TableError(f"the catalogue: {error}") from error
-    if catalogue.columns.has_duplicates:
-        raise TableError(
-            f"the catalogue: line 1: two columns are '{catalogue.columns[catalogue.columns.duplicated()][0]}'"
-        )
-    catalogue = catalogue.assign(movieId=as_ids(catalogue["movieId"]).astype(str))
+    if len(doubled := catalogue.columns[catalogue.columns.duplicated()]):
+        raise TableError(f"the catalogue: line 1: two columns are '{doubled[0]}'")
+    catalogue = catalogue.assign(movieId=as_ids(catalogue["movieId"]).astype(str), overview=catalogue.get("overview"))
     catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
-    catalogue = catalogue.mask(catalogue.isin(FIXED.gaps))
-    return catalogue.assign(overview=catalogue.get("overview", pd.Series(dtype=str))).astype({"overview": object})
+    return catalogue.mask(catalogue.isin(FIXED.gaps))
