@@ -2,7 +2,6 @@
 
 from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from logging.config import dictConfig
 from secrets import compare_digest
 from typing import Annotated, Any
@@ -23,15 +22,11 @@ from challenge.store import NotTrainedError, TrainingBusyError
 from challenge.tables import read_pairs
 from challenge.training import Service
 
-# What needs no key and is never too much.
-OPEN = ("/health/", "/docs", "/openapi.json")
 PREDICTED = Counter("challenge_predicted_rows", "Rows that a rating was predicted for")
 
 Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that shall lie in the intervals")]
 Upload = Annotated[UploadFile, File(description="a CSV file")]
 Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
-# As far as JSON's numbers are exact.
-Number = Annotated[int, Path(ge=1, le=2**53)]
 
 settings = Settings()
 dictConfig(yaml.safe_load((PACKAGE / "logging.yaml").read_text("utf-8").replace("CHALLENGE_LOG", settings.log)))
@@ -45,8 +40,10 @@ problems = described.pop("problems")
 def on_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what was refused or went wrong by a problem document."""
     headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error))
-    plain = HTTPStatus(getattr(error, "status_code", 500))
-    problem = {"type": "about:blank", "title": plain.phrase, "status": plain} | problems.get(type(error).__name__, {})
+    status = getattr(error, "status_code", 500)
+    # An exception of a status alone is named as the status is.
+    plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
+    problem = problems.get(type(error).__name__, plain)
     if isinstance(error, RequestValidationError):
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     if isinstance(error, TrainingBusyError):
@@ -62,7 +59,8 @@ router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTP
 @api.middleware("http")
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse what has no key, is too large or comes on top of too much else, before its body is read."""
-    if request.url.path.startswith(OPEN):
+    # What needs no key and is never too much.
+    if request.url.path.startswith(("/health/", "/docs", "/openapi.json")):
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
     if wanted and not compare_digest(key.partition(" ")[2].encode("latin-1"), wanted.encode()):
@@ -91,7 +89,7 @@ def train(file: Upload, prefer: Annotated[str, Header()] = "") -> Any:
 
 
 @router.get("/trainings/{number}")
-def show_training(number: Number) -> dict[str, Any]:
+def show_training(number: Annotated[int, Path(ge=1, le=2**53)]) -> dict[str, Any]:
     """Tell how far a training is, then its report or what went wrong."""
     return service.store.training(number)
 
