@@ -6,7 +6,6 @@ from logging.config import dictConfig
 from secrets import compare_digest
 from typing import Annotated, Any
 
-import yaml
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import APIRouter, Body, Depends, File, Header, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +16,7 @@ from prometheus_client import Counter
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.exceptions import HTTPException
 
-from challenge.settings import FIXED, PACKAGE, VERSION, ChallengeError, Settings
+from challenge.settings import FIXED, VERSION, ChallengeError, Settings
 from challenge.store import NotTrainedError, TrainingBusyError
 from challenge.tables import read_pairs
 from challenge.training import Service
@@ -29,12 +28,10 @@ Upload = Annotated[UploadFile, File(description="a CSV file")]
 Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
 
 settings = Settings()
-dictConfig(yaml.safe_load((PACKAGE / "logging.yaml").read_text("utf-8").replace("CHALLENGE_LOG", settings.log)))
+dictConfig(FIXED.logging[settings.log])
 
 service = Service(settings)
 slots = Semaphore(settings.concurrency)
-described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text(encoding="utf-8"))
-problems = described.pop("problems")
 
 
 def on_error(request: Request, error: Exception) -> JSONResponse:
@@ -43,7 +40,7 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     status = getattr(error, "status_code", 500)
     # An exception of a status alone is named as the status is.
     plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
-    problem = problems.get(type(error).__name__, plain)
+    problem = FIXED.problems.get(type(error).__name__, plain)
     if isinstance(error, RequestValidationError):
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     if isinstance(error, TrainingBusyError):
@@ -52,7 +49,7 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
 
 
 handlers = dict.fromkeys((ChallengeError, RequestValidationError, HTTPException, Exception), on_error)
-api = FastAPIOffline(**described, version=VERSION, exception_handlers=handlers)
+api = FastAPIOffline(**FIXED.openapi, version=VERSION, exception_handlers=handlers)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 

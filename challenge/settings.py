@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings
 
 VERSION = "1.5.0"
 PACKAGE = Path(__file__).parent
-FIXED = SimpleNamespace(**yaml.safe_load((PACKAGE / "parameters.yaml").read_text("utf-8")))
+# What is data: the model's numbers, what the API says of itself, the form of the log's lines.
+DATA = ("parameters.yaml", "openapi.yaml", "logging.yaml")
+FIXED = SimpleNamespace(**yaml.safe_load("".join((PACKAGE / name).read_text("utf-8") for name in DATA)))
 logger = logging.getLogger(__package__)
 
 
