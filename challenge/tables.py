@@ -32,7 +32,8 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        Cells as text, one row a line; the index is the line's distance from the header.
+        Ids that must be there as categories, other cells as text, one row a line; the index is the line's distance from
+        the header.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
         reject(table[column].isna(), "is empty")
     if table.empty:
         raise TableError("the file has no rows")
-    return table
+    return table.assign(**{column: as_ids(table[column]) for column in columns if column.endswith("Id")})
 
 
 def reject(wrong: "pd.Series[bool]", what: str) -> None:
@@ -92,7 +93,6 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     """
     columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
     table = read_csv(source, columns)[[*columns]]
-    table = table.assign(userId=as_ids(table["userId"]), movieId=as_ids(table["movieId"]))
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
         # What is no number is not between them either.
@@ -129,6 +129,6 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
         raise TableError(f"the catalogue: {error}") from error
     if len(doubled := catalogue.columns[catalogue.columns.duplicated()]):
         raise TableError(f"the catalogue: line 1: two columns are '{doubled[0]}'")
-    catalogue = catalogue.assign(movieId=as_ids(catalogue["movieId"]).astype(str), overview=catalogue.get("overview"))
+    catalogue = catalogue.assign(overview=catalogue.get("overview")).astype({"movieId": str})
     catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
     return catalogue.mask(catalogue.isin(FIXED.gaps))
