@@ -129,6 +129,5 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
         raise TableError(f"the catalogue: {error}") from error
     if len(doubled := catalogue.columns[catalogue.columns.duplicated()]):
         raise TableError(f"the catalogue: line 1: two columns are '{doubled[0]}'")
-    catalogue = catalogue.assign(overview=catalogue.get("overview")).astype({"movieId": str})
-    catalogue = catalogue.drop_duplicates("movieId", keep="last").set_index("movieId")
-    return catalogue.mask(catalogue.isin(FIXED.gaps))
+    catalogue = catalogue.assign(overview=catalogue.get("overview")).drop_duplicates("movieId", keep="last")
+    return catalogue.astype({"movieId": str}).set_index("movieId").mask(lambda cells: cells.isin(FIXED.gaps))
