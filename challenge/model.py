@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from challenge.features import OVERVIEW, Arrays, fit_sources, is_number
 from challenge.settings import FIXED, ChallengeError
-from challenge.tables import RATINGS, TableError
+from challenge.tables import TableError
 from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means, with_level
 
 # The first of the trees' features; the catalogue's numbers follow.
@@ -172,7 +172,7 @@ class RatingModel:
             }
         )
         told = why.assign(rest=rating - why.sum(axis=1), because=self._reasons(user, movie)).to_dict("records")
-        low, high = np.clip([rating - reach, rating + reach], *RATINGS)
+        low, high = np.clip([rating - reach, rating + reach], *FIXED.stars)
         return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told}, pairs.index)
 
     def similar(self, movie: str, count: int) -> pd.DataFrame:
@@ -274,7 +274,7 @@ class RatingModel:
 
     def _rate(self, features: Floats) -> Floats:
         ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
-        return np.clip(ratings, *RATINGS)
+        return ratings.clip(*FIXED.stars)
 
     def _reasons(self, user: Indices, movie: Indices) -> "pd.Series[Any]":
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
@@ -352,7 +352,7 @@ def correct(features: Floats, stars: Floats, plain: Floats, folds: Indices, seed
         Share of the first fold's ratings in the intervals that the other folds make, and the intervals' mean width.
     """
     trees, correction = boost(features, stars - plain, folds, seed)
-    error = stars - np.clip(plain + correction, *RATINGS)
+    error = stars - np.clip(plain + correction, *FIXED.stars)
     reach_trees, reach = boost(features, np.abs(error), folds, seed)
     scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
     limit = np.quantile(scores[folds > 0], FIXED.level)

@@ -8,8 +8,6 @@ import pandas as pd
 
 from challenge.settings import FIXED, ChallengeError
 
-RATINGS = (1.0, 5.0)
-
 
 class TableError(ChallengeError):
     """A table that cannot be used; the message names the line and the column."""
@@ -96,7 +94,7 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
         # What is no number is not between them either.
-        reject(~ratings.between(*RATINGS), "is not a number between 1 and 5")
+        reject(~ratings.between(*FIXED.stars), "is not a number between 1 and 5")
         table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
     return table.reset_index(drop=True)
 
