@@ -61,13 +61,11 @@ async def guard(request: Request, answer: Callable[[Request], Awaitable[Response
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
     if wanted and not compare_digest(key.partition(" ")[2].encode("latin-1"), wanted.encode()):
-        detail = "send the key of CHALLENGE_API_KEY as 'Authorization: Bearer <key>'"
-        return on_error(request, HTTPException(401, detail, {"WWW-Authenticate": "Bearer"}))
+        return on_error(request, HTTPException(401, **FIXED.refusals[401]))
     if int(request.headers.get("Content-Length", 0)) > settings.max_upload:
         return on_error(request, HTTPException(413, f"CHALLENGE_MAX_UPLOAD is {settings.max_upload} bytes"))
     if slots.locked():
-        detail = f"{settings.concurrency} requests are at work (CHALLENGE_CONCURRENCY)"
-        return on_error(request, HTTPException(503, detail, {"Retry-After": "1"}))
+        return on_error(request, HTTPException(503, **FIXED.refusals[503]))
     async with slots:
         return await answer(request)
 
