@@ -38,13 +38,14 @@ NONE = -100.0
 SHORTEST = 3
 TEXT = ("input_ids", "attention_mask")
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
-# Each kind's loss and score. Average precision, over all pairs of a movie and an item, needs no threshold: it tells
-# rankings apart also while no item is likelier than not.
-KINDS = {
-    "multi-label": (BINARY, lambda true, logits: average_precision_score(true, logits, average="micro")),
-    "single-label": (CHOICE, lambda true, logits: (true.argmax(1) == logits.argmax(1)).float().mean()),
-    "regression": (nn.functional.mse_loss, r2_score),
-    "tokens": (BINARY, lambda true, logits: f1_score(true, logits > 0, zero_division=0)),
+LOSSES = {"multi-label": BINARY, "single-label": CHOICE, "regression": nn.functional.mse_loss, "tokens": BINARY}
+# Average precision, over all pairs of a movie and an item, needs no threshold: it tells rankings apart also while no
+# item is likelier than not.
+SCORES = {
+    "multi-label": lambda logits, true: average_precision_score(true, logits, average="micro"),
+    "single-label": lambda logits, true: (true.argmax(1) == logits.argmax(1)).float().mean(),
+    "regression": lambda logits, true: r2_score(true, logits),
+    "tokens": lambda logits, true: f1_score(true, logits > 0, zero_division=0),
 }
 
 
@@ -169,12 +170,9 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         guessing = self.training and self.weights["masked"] > 0
         seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
         states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
-        pooled, logits, losses = pool(states, attention_mask).unsqueeze(1), {}, dict[str, Tensor]()
-        for task in self.tasks:
-            logits[task.name] = self.heads[task.name](states if task.kind == "tokens" else pooled)
-            given, there = known(logits[task.name], labels[task.name])
-            if task.weight and len(there):
-                losses[task.name] = KINDS[task.kind][0](given, there)
+        pooled = pool(states, attention_mask).unsqueeze(1)
+        logits = {task.name: self.heads[task.name](states if task.kind == "tokens" else pooled) for task in self.tasks}
+        losses = measure(LOSSES, [task for task in self.tasks if task.weight], logits, labels)
         if guessing:
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
@@ -227,10 +225,14 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
             parameter.requires_grad_(re.search(pattern, name) is not None)
 
 
-def known(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave out what has no label: rows of logits and of labels stay, in order."""
-    there = labels[..., 0] != NONE
-    return logits[there], labels[there]
+def measure(how: dict[str, Any], tasks: list[Task], logits: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
+    """Judge the tasks by their kinds' `LOSSES` or `SCORES`, where they have labels; one without any is left out."""
+    figures = {}
+    for task in tasks:
+        there = labels[task.name][..., 0] != NONE
+        if there.any():
+            figures[task.name] = how[task.kind](logits[task.name][there], labels[task.name][there])
+    return figures
 
 
 def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
@@ -312,14 +314,9 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def scores(tasks: list[Task], prediction: Any) -> dict[str, float]:
     """Give each task's loss and score on the movies held out."""
-    figures = dict[str, float]()
-    for task in tasks:
-        logits, true = known(*(torch.from_numpy(part[task.name]) for part in prediction))
-        if len(true):
-            loss, score = KINDS[task.kind]
-            figures[f"{task.name}_loss"] = float(loss(logits, true))
-            figures[f"{task.name}_score"] = float(score(true, logits))
-    return figures
+    parts = [{name: torch.from_numpy(array) for name, array in part.items()} for part in prediction]
+    losses = {f"{name}_loss": loss for name, loss in measure(LOSSES, tasks, *parts).items()}
+    return losses | {f"{name}_score": score for name, score in measure(SCORES, tasks, *parts).items()}
 
 
 def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Plan) -> dict[str, float]:

@@ -25,7 +25,7 @@ from challenge import teaching
 from challenge.encoder import choose, encode
 from challenge.model import fit_model
 from challenge.tables import read_catalogue, read_pairs
-from challenge.teaching import KINDS, NONE, PLAN, Plan, Task, read_labels, read_plan, teach, with_liked
+from challenge.teaching import NONE, PLAN, SCORES, Plan, Task, read_labels, read_plan, teach, with_liked
 from challenge.tests.conftest import ENCODER
 from challenge.tests.make_encoder import TRAINING, make_model
 
@@ -91,7 +91,7 @@ def randomised(folder: Path) -> Path:
 
 def score(task: Task, true: NDArray[Any], logits: NDArray[Any]) -> float:
     """Score logits of what is labelled."""
-    return float(KINDS[task.kind][1](from_numpy(true), from_numpy(logits)))
+    return float(SCORES[task.kind](from_numpy(logits), from_numpy(true)))
 
 
 def regress(wide: Any, true: NDArray[Any], rows: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
