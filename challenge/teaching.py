@@ -129,7 +129,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         Shared by all tasks.
     tasks : list of Task
         What is learned.
-    outputs : list of int
+    outputs : dict of str to int
         Numbers that each task's head gives for a text, or for each token.
     hide : callable
         Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
@@ -142,13 +142,13 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         Each task's loss, for each batch that was learned from since the log was last written.
     """
 
-    def __init__(self, encoder: Any, tasks: list[Task], outputs: list[int], hide: Any, masked: float) -> None:
+    def __init__(self, encoder: Any, tasks: list[Task], outputs: dict[str, int], hide: Any, masked: float) -> None:
         super().__init__()
         self.encoder, self.tasks, self.hide = encoder, tasks, hide
         self.weights = {task.name: task.weight for task in tasks} | {"masked": masked}
         size = encoder.config.hidden_size
-        self.words: Any = nn.Linear(size, size) if masked else None
-        self.heads = nn.ModuleDict({task.name: nn.Linear(size, numbers) for task, numbers in zip(tasks, outputs)})
+        heads = {"masked": size} | outputs if masked else outputs
+        self.heads = nn.ModuleDict({name: nn.Linear(size, numbers) for name, numbers in heads.items()})
         self.losses: list[dict[str, float]] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         if guessing:
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
-            guesses = self.words(states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
+            guesses = self.heads["masked"](states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
             losses["masked"] = CHOICE(guesses, hidden[hidden != NONE])
         if self.training:
             self.losses.append({f"{name}_loss": loss.item() for name, loss in losses.items()})
@@ -198,11 +198,9 @@ class Teacher(transformers.Trainer):  # type: ignore[misc]
 
 def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.optim.Optimizer:
     """Make an optimiser whose rates fall from the heads down to the embeddings."""
-    groups, layers = [], model.encoder.config.num_hidden_layers
-    for name, parameter in model.named_parameters():
-        layer = re.search(r"layer\.(\d+)", name)
-        below = layers - int(layer[1]) if layer else (layers + 1) * ("embeddings" in name)
-        groups.append({"params": [parameter], "lr": arguments.learning_rate * plan.layer_decay**below})
+    parts = [model.heads, *reversed(model.encoder.transformer.layer), model.encoder.embeddings]
+    rates = [arguments.learning_rate * plan.layer_decay**depth for depth in range(len(parts))]
+    groups = [{"params": part.parameters(), "lr": rate} for part, rate in zip(parts, rates)]
     return torch.optim.AdamW(groups, weight_decay=arguments.weight_decay, fused=True)
 
 
@@ -369,7 +367,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
     taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
-    outputs = [label[0].shape[1] for label in labels.values()]
+    outputs = {name: label[0].shape[1] for name, label in labels.items()}
     model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
     options = {
         "callbacks": [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)],

@@ -84,7 +84,7 @@ def batch(movies: pd.DataFrame, tiny: Path) -> dict[str, Any]:
 def gradients(tiny: Path, batch: dict[str, Any], tasks: list[Task]) -> dict[str, bytes]:
     """Give the gradient of every parameter that has one, after one batch and always the same weights."""
     torch.manual_seed(0)
-    outputs = [batch["labels"][task.name].shape[2] for task in TASKS]
+    outputs = {task.name: batch["labels"][task.name].shape[2] for task in TASKS}
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs, None, 0).train()
     model.tasks = tasks
     torch.manual_seed(1)
@@ -116,7 +116,7 @@ def test_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
     hidden = mask(batch["input_ids"].clone())[1]
     assert 0.05 < (hidden != NONE).sum() / batch["attention_mask"].sum() < 0.3
     assert (batch["attention_mask"][hidden != NONE] == 1).all() and (hidden[:, 0] == NONE).all()
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), [], [], mask, masked=2.0)
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), [], {}, mask, masked=2.0)
     # Untrained, it is as good as drawing lots.
     assert model.train()(**batch)["loss"].item() == pytest.approx(2 * np.log(model.encoder.config.vocab_size), rel=0.1)
     assert model.eval()(**batch)["loss"].item() == 0
@@ -127,7 +127,7 @@ def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
     padded = {name: torch.nn.functional.pad(batch[name], (0, 30)) for name in ("input_ids", "attention_mask")}
     entities = torch.nn.functional.pad(batch["labels"]["entities"], (0, 0, 0, 30), value=NONE)
     padded["labels"] = batch["labels"] | {"entities": entities}
-    outputs = [batch["labels"][task.name].shape[2] for task in TASKS]
+    outputs = {task.name: batch["labels"][task.name].shape[2] for task in TASKS}
     torch.manual_seed(0)
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs, None, 0).eval()
     with torch.inference_mode():
@@ -222,7 +222,7 @@ def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> N
 )
 def test_unfreezing(tiny: Path, epoch: float, expected: set[str]) -> None:
     """Each epoch trains what the last pattern that counts finds, and nothing else."""
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3], None, 0)
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     state = type("State", (), {"epoch": epoch})()
     Unfreezing({0: "^heads", 1: r"^heads|layer\.1\.", 3: "."}).on_epoch_begin(None, state, None, model)
     trained = {name for name, part in model.named_parameters() if part.requires_grad}
@@ -232,13 +232,15 @@ def test_unfreezing(tiny: Path, epoch: float, expected: set[str]) -> None:
 def test_rates_fall_with_depth(tiny: Path) -> None:
     """The heads learn at the full rate, each layer below at a share of that above, the embeddings slowest."""
     plan = plan_of(tiny, layer_decay=0.5)
-    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], [3], None, 0)
+    model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     arguments = type("Arguments", (), {"learning_rate": 0.8, "weight_decay": 0.1})()
     groups = teaching.optimizer(model, plan, arguments).param_groups
-    rates = {name: group["lr"] for (name, _), group in zip(model.named_parameters(), groups)}
+    rates = {part: group["lr"] for group in groups for part in group["params"]}
+    parts = dict(model.named_parameters())
+    assert {*parts.values()} == {*rates}
     first, second = (f"encoder.transformer.layer.{layer}.attention.q_lin.weight" for layer in (0, 1))
     names = ["encoder.embeddings.word_embeddings.weight", first, second, "heads.genres.weight"]
-    assert [rates[name] for name in names] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert [rates[parts[name]] for name in names] == pytest.approx([0.1, 0.2, 0.4, 0.8])
 
 
 def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
