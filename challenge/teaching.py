@@ -36,7 +36,6 @@ WHOLE = re.compile(".+", re.DOTALL).findall
 NONE = -100.0
 # Shorter items, codes of countries for one, are common words as well.
 SHORTEST = 3
-TEXT = ("input_ids", "attention_mask")
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
 LOSSES = {"multi-label": BINARY, "single-label": CHOICE, "regression": nn.functional.mse_loss, "tokens": BINARY}
 # Average precision, over all pairs of a movie and an item, needs no threshold: it tells rankings apart also while no
@@ -303,11 +302,10 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad texts to the longest; what pads a label counts as none."""
-    batch = {}
-    for name in rows[0]:
-        parts, padding = [torch.as_tensor(row[name]) for row in rows], 0 if name in TEXT else NONE
-        batch[name] = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
-    return {name: batch.pop(name) for name in TEXT} | {"labels": batch}
+    parts = {key: [torch.as_tensor(row[key]) for row in rows] for key in rows[0]}
+    batch = {key: nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=NONE) for key, part in parts.items()}
+    ids = batch.pop("input_ids")
+    return {"input_ids": ids.clamp(min=0), "attention_mask": (ids != NONE).long(), "labels": batch}
 
 
 def scores(tasks: list[Task], prediction: Any) -> dict[str, float]:
@@ -364,7 +362,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
             logger.warning("task '%s' is left out: %s", task.name, error)
     if not (plan.masked or any(task.weight for task in tasks)):
         raise PlanError("tasks: none is left that has a weight")
-    rows = pd.DataFrame({name: encoded[name] for name in TEXT} | labels).to_dict("records")
+    rows = pd.DataFrame({"input_ids": encoded["input_ids"]} | labels).to_dict("records")
     taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = {name: label[0].shape[1] for name, label in labels.items()}

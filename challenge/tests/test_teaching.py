@@ -77,7 +77,7 @@ def batch(movies: pd.DataFrame, tiny: Path) -> dict[str, Any]:
     texts = movies["overview"].tolist()
     encoded = AutoTokenizer.from_pretrained(tiny)(texts, return_offsets_mapping=True)
     labels = {task.name: read_labels(task, movies, list(zip(texts, encoded["offset_mapping"]))) for task in TASKS}
-    rows = pd.DataFrame({name: encoded[name] for name in ("input_ids", "attention_mask")} | labels)
+    rows = pd.DataFrame({"input_ids": encoded["input_ids"]} | labels)
     return collate([{str(name): cell for name, cell in row.items()} for row in rows.head(12).to_dict("records")])
 
 
