@@ -9,13 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 import transformers
 import typer
 import yaml
-from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel, Field
 from sklearn.feature_extraction.text import CountVectorizer
@@ -252,15 +250,15 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
     return catalogue.assign(liked=(away.groupby(ratings["movieId"].astype(str)).mean() > 0).astype(str))
 
 
-def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> NDArray[np.float32]:
+def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> list[list[float]]:
     """Mark the tokens of a text that belong to an item; special ones, which lie nowhere, have no label."""
     names = sorted((item for item in items if len(item) >= SHORTEST), key=len, reverse=True)
     pattern = rf"\b(?:{'|'.join(map(re.escape, names))})\b"
     inside = {place for match in re.finditer(pattern, text, re.IGNORECASE) for place in range(*match.span())}
-    return np.array([[start in inside if start < end else NONE] for start, end in spans], np.float32)
+    return [[start in inside if start < end else NONE] for start, end in spans]
 
 
-def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDArray[np.float32]]:
+def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[Tensor]:
     """Read a task's labels.
 
     Parameters
@@ -274,7 +272,7 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
 
     Returns
     -------
-    list of ndarray of shape (tokens or 1, outputs)
+    list of Tensor of shape (tokens or 1, outputs)
         One a movie; `NONE` where there is none.
 
     Raises
@@ -288,7 +286,7 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
     cells = cells.fillna("")
     if task.kind == "regression":
-        read = np.nan_to_num(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0])), nan=NONE)[:, None]
+        read = torch.tensor(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0]))).nan_to_num(NONE)[:, None]
     elif task.kind == "tokens":
         read = [mark(items, *place) for items, place in zip(cells.map(tokens).sum(axis=1), places)]
     else:
@@ -297,7 +295,7 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[NDA
         read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
         # Who has none of a list's frequent items has none of them; a rare value is not none of the frequent ones.
         there = there & (read.any(axis=(1, 2)) | (not single))
-    return [np.where(told, label, NONE).astype(np.float32) for told, label in zip(there, read)]
+    return [torch.where(told, torch.as_tensor(label), NONE).float() for told, label in zip(torch.tensor(there), read)]
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

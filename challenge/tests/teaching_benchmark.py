@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.multiclass import OneVsRestClassifier
 from threadpoolctl import threadpool_limits
-from torch import from_numpy
+from torch import Tensor, from_numpy
 from transformers import AutoTokenizer
 
 from challenge import teaching
@@ -29,7 +29,7 @@ from challenge.teaching import NONE, PLAN, SCORES, Plan, Task, read_labels, read
 from challenge.tests.conftest import ENCODER
 from challenge.tests.make_encoder import TRAINING, make_model
 
-Labels = list[NDArray[np.float32]]
+Labels = list[Tensor]
 SEED = 0
 LIKED = 0.1
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_lin", "v_lin"]}
