@@ -280,11 +280,10 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[Ten
     ValueError
         If the movies say too little of it.
     """
-    cells = movies.reindex(columns=task.columns).astype(object)
-    there = cells.notna().any(axis=1).to_numpy()
+    cells = movies.reindex(columns=task.columns, fill_value="").fillna("")
+    there = (cells != "").any(axis=1).to_numpy()
     if there.sum() < task.least:
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
-    cells = cells.fillna("")
     if task.kind == "regression":
         read = torch.tensor(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0]))).nan_to_num(NONE)[:, None]
     elif task.kind == "tokens":
