@@ -252,9 +252,9 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
 
 def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> list[list[float]]:
     """Mark the tokens of a text that belong to an item; special ones, which lie nowhere, have no label."""
-    names = sorted((item for item in items if len(item) >= SHORTEST), key=len, reverse=True)
-    pattern = rf"\b(?:{'|'.join(map(re.escape, names))})\b"
-    inside = {place for match in re.finditer(pattern, text, re.IGNORECASE) for place in range(*match.span())}
+    # Few items are anywhere in the text; only those are worth a search for whole words.
+    names = [rf"(?i)\b{re.escape(item)}\b" for item in items if len(item) >= SHORTEST and item in text.lower()]
+    inside = {place for name in names for match in re.finditer(name, text) for place in range(*match.span())}
     return [[start in inside if start < end else NONE] for start, end in spans]
 
 
