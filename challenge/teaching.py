@@ -181,6 +181,12 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         nothing = torch.zeros((), device=states.device, requires_grad=True)
         return {"loss": sum((self.weights[name] * loss for name, loss in losses.items()), nothing), "logits": logits}
 
+    def scores(self, prediction: Any) -> dict[str, float]:
+        """Give each task's loss and score on the movies held out."""
+        parts = [{name: torch.from_numpy(array) for name, array in part.items()} for part in prediction]
+        losses = {f"{name}_loss": loss for name, loss in measure(LOSSES, self.tasks, *parts).items()}
+        return losses | {f"{name}_score": score for name, score in measure(SCORES, self.tasks, *parts).items()}
+
 
 class Teacher(transformers.Trainer):  # type: ignore[misc]
     """A trainer that logs each task's mean loss since the last time, too."""
@@ -305,13 +311,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"input_ids": ids.clamp(min=0), "attention_mask": (ids != NONE).long(), "labels": batch}
 
 
-def scores(tasks: list[Task], prediction: Any) -> dict[str, float]:
-    """Give each task's loss and score on the movies held out."""
-    parts = [{name: torch.from_numpy(array) for name, array in part.items()} for part in prediction]
-    losses = {f"{name}_loss": loss for name, loss in measure(LOSSES, tasks, *parts).items()}
-    return losses | {f"{name}_score": score for name, score in measure(SCORES, tasks, *parts).items()}
-
-
 def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Plan) -> dict[str, float]:
     """Train an encoder; a training that was interrupted goes on from the end of its last epoch.
 
@@ -364,12 +363,10 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = {name: label[0].shape[1] for name, label in labels.items()}
     model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
-    options = {
-        "callbacks": [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)],
-        "compute_metrics": lambda prediction: scores(tasks, prediction),
-        "optimizers": (optimizer(model, plan, arguments), None),
-    }
-    trainer = Teacher(model, arguments, collate, taught, held_out, **options)
+    optimizers = (optimizer(model, plan, arguments), None)
+    trainer = Teacher(model, arguments, collate, taught, held_out, compute_metrics=model.scores, optimizers=optimizers)
+    trainer.add_callback(Unfreezing(plan.trained))
+    trainer.add_callback(transformers.EarlyStoppingCallback(plan.patience))
     # The state is the last thing that is written of a checkpoint.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
