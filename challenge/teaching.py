@@ -131,7 +131,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
     hide : callable
         Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
     masked : float
-        Weight of guessing them.
+        Weight of guessing them, by a head of their own.
 
     Attributes
     ----------
@@ -349,19 +349,19 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     movies = with_liked(catalogue.dropna(subset="overview"), ratings)
     texts = movies["overview"].tolist()
     encoded = tokenizer(texts, truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
-    places, tasks, labels = list(zip(texts, encoded["offset_mapping"])), list[Task](), dict[str, Any]()
+    places = list(zip(texts, encoded["offset_mapping"]))
+    rows = pd.DataFrame({"input_ids": encoded["input_ids"]})
     for task in plan.tasks:
         try:
-            labels[task.name] = read_labels(task, movies, places)
-            tasks.append(task)
+            rows[task.name] = read_labels(task, movies, places)
         except ValueError as error:
             logger.warning("task '%s' is left out: %s", task.name, error)
+    tasks = [task for task in plan.tasks if task.name in rows]
     if not (plan.masked or any(task.weight for task in tasks)):
         raise PlanError("tasks: none is left that has a weight")
-    rows = pd.DataFrame({"input_ids": encoded["input_ids"]} | labels).to_dict("records")
-    taught, held_out = train_test_split(rows, test_size=plan.held_out, random_state=arguments.seed)
+    taught, held_out = train_test_split(rows.to_dict("records"), test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
-    outputs = {name: label[0].shape[1] for name, label in labels.items()}
+    outputs = {task.name: rows[task.name][0].shape[1] for task in tasks}
     model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
     optimizers = (optimizer(model, plan, arguments), None)
     trainer = Teacher(model, arguments, collate, taught, held_out, compute_metrics=model.scores, optimizers=optimizers)
