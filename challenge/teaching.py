@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from challenge.encoder import choose, load, pool
 from challenge.features import as_numbers, tokens
-from challenge.settings import ChallengeError, logger
+from challenge.settings import FIXED, ChallengeError, logger
 from challenge.tables import read_catalogue, read_pairs
 
 PLAN = Path(__file__).with_suffix(".yaml")
@@ -32,8 +32,6 @@ PLAN = Path(__file__).with_suffix(".yaml")
 WHOLE = re.compile(".+", re.DOTALL).findall
 # Where there is no label.
 NONE = -100.0
-# Shorter items, codes of countries for one, are common words as well.
-SHORTEST = 3
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
 LOSSES = {"multi-label": BINARY, "single-label": CHOICE, "regression": nn.functional.mse_loss, "tokens": BINARY}
 # Average precision, over all pairs of a movie and an item, needs no threshold: it tells rankings apart also while no
@@ -259,7 +257,7 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
 def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> list[list[float]]:
     """Mark the tokens of a text that belong to an item; special ones, which lie nowhere, have no label."""
     # Few items are anywhere in the text; only those are worth a search for whole words.
-    names = [rf"(?i)\b{re.escape(item)}\b" for item in items if len(item) >= SHORTEST and item in text.lower()]
+    names = [rf"(?i)\b{re.escape(item)}\b" for item in items if len(item) >= FIXED.shortest and item in text.lower()]
     inside = {place for name in names for match in re.finditer(name, text) for place in range(*match.span())}
     return [[start in inside if start < end else NONE] for start, end in spans]
 
