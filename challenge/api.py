@@ -124,7 +124,11 @@ def recommend(user: str, count: Count = 10, level: Level = FIXED.level) -> Any:
 def rate(file: Upload) -> dict[str, int]:
     """Add the ratings of a CSV like that of a training; the next prediction knows them."""
     ratings = read_pairs(file.file, rated=True)
-    service.rate(ratings)
+    # Without a model nothing is kept.
+    service.serving()
+    service.store.add(ratings)
+    # Now, lest the next prediction waits for it.
+    service.serving()
     return {"rows": len(ratings), "users": ratings["userId"].nunique()}
 
 

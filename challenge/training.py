@@ -120,23 +120,6 @@ class Service:
         logger.info("trained: %s", model.report)
         return model.report
 
-    def rate(self, ratings: pd.DataFrame) -> None:
-        """Keep more ratings for good; from now on predictions know them.
-
-        Parameters
-        ----------
-        ratings : DataFrame
-            Of `tables.read_pairs`.
-
-        Raises
-        ------
-        NotTrainedError
-            If there is no model that can be used.
-        """
-        self.serving()
-        self.store.add(ratings)
-        self.serving()
-
     def replace_catalogue(self, source: IO[bytes]) -> int:
         """Put other movies in the place of the catalogue, once they are all checked and their overviews encoded.
 

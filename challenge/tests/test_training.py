@@ -116,7 +116,8 @@ def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFra
     pairs, worker = own.assign(userId="newcomer").astype({"userId": "category"}), other(service)
     worker.serving()
     for some in (pairs.head(5), pairs.tail(len(pairs) - 5)):
-        service.rate(some.assign(rating=5.0))
+        service.store.add(some.assign(rating=5.0))
+        service.serving()
     ratings_of = [one.serving().predict(pairs).tolist() for one in (service, worker, other(service))]
     assert ratings_of[0] == ratings_of[1] == ratings_of[2]
     assert sum(ratings_of[0]) > 4 * len(pairs)
