@@ -7,14 +7,13 @@ from secrets import compare_digest
 from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
-from fastapi import APIRouter, Body, Depends, File, Header, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Body, Depends, File, Header, HTTPException, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import Counter
 from prometheus_fastapi_instrumentator import Instrumentator
-from starlette.exceptions import HTTPException
 
 from challenge.settings import FIXED, VERSION, ChallengeError, Settings
 from challenge.store import NotTrainedError, TrainingBusyError
@@ -48,8 +47,9 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(problem | {"detail": detail}, problem["status"], headers, "application/problem+json")
 
 
-handlers = dict.fromkeys((ChallengeError, RequestValidationError, HTTPException, Exception), on_error)
-api = FastAPIOffline(**FIXED.openapi, version=VERSION, exception_handlers=handlers)
+api = FastAPIOffline(**FIXED.openapi, version=VERSION)
+# In the place of FastAPI's own handlers, too.
+api.exception_handlers |= dict.fromkeys((*api.exception_handlers, ChallengeError, Exception), on_error)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
