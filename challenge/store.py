@@ -19,7 +19,6 @@ from challenge.model import NotFoundError, RatingModel
 from challenge.settings import PACKAGE, VERSION, ChallengeError, logger
 
 REGISTRY = "registry.sqlite"
-sqlite3.register_adapter(dict, json.dumps)
 sqlite3.register_converter("JSON", json.loads)
 
 
@@ -160,9 +159,8 @@ class Store:
         keep : int
             Models that stay, the newest; the active one always does.
         """
-        saved = self.path(number)
-        replace(saved, lambda file: np.savez(file, allow_pickle=False, **model.arrays))
-        self.update(number, report=model.report, sha256=digest(saved))
+        replace(self.path(number), lambda file: np.savez(file, allow_pickle=False, **model.arrays))
+        self.update(number, report=json.dumps(model.report), sha256=digest(self.path(number)))
         self._rows("UPDATE trainings SET sha256 = NULL WHERE id IN (SELECT id FROM spare WHERE place > ?)", keep)
         # Also what trainings left behind that were killed.
         kept = {f"model-{row['id']}" for row in self.models()}
