@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 from challenge.model import NotFoundError, RatingModel
 from challenge.settings import PACKAGE, VERSION, ChallengeError, logger
 
-REGISTRY = "registry.sqlite"
 sqlite3.register_converter("JSON", json.loads)
 
 
@@ -263,4 +262,4 @@ class Store:
         return rows[0]
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.folder / REGISTRY, timeout=60, detect_types=sqlite3.PARSE_DECLTYPES)
+        return sqlite3.connect(self.folder / "registry.sqlite", timeout=60, detect_types=sqlite3.PARSE_DECLTYPES)

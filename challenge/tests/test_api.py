@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from challenge.encoder import choose
-from challenge.store import REGISTRY, Store
+from challenge.store import Store
 from challenge.tests.conftest import DEMO, ENCODER, PROJECT, Answer, Server, Start, Upload, error
 from challenge.tests.test_tables import BAD, BAD_IDS, GOOD
 
@@ -203,7 +203,7 @@ def test_ratings_added(server: Server, expected: str, ratings: pd.DataFrame) -> 
         assert server.train(TRAIN).json["users"] == 301
         server.request("/ratings", "-F", "file=@-", data=b"userId,movieId\n1,2\n").answer().refused(422)
     finally:
-        with sqlite3.connect(server.folder / "models" / REGISTRY) as file:
+        with sqlite3.connect(server.folder / "models" / "registry.sqlite") as file:
             file.execute("DELETE FROM ratings")
         file.close()
         assert server.train(TRAIN).status == 200

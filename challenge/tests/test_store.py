@@ -10,7 +10,7 @@ import pytest
 
 from challenge.model import NotFoundError, RatingModel, boost
 from challenge.settings import VERSION
-from challenge.store import REGISTRY, ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replace
+from challenge.store import ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replace
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
 ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
@@ -174,7 +174,7 @@ def test_ratings_come_back_in_order(store: Store) -> None:
 
 def test_all_ratings_or_none(store: Store) -> None:
     """A failure among the rows leaves no row behind."""
-    with sqlite3.connect(store.folder / REGISTRY) as file:
+    with sqlite3.connect(store.folder / "registry.sqlite") as file:
         file.execute(
             "CREATE TRIGGER full BEFORE INSERT ON ratings WHEN NEW.rating = 2 BEGIN SELECT RAISE(FAIL, 'x'); END"
         )
