@@ -179,11 +179,11 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return tokenizer, quantize(model) if encoder.precision == "int8" else model.to(device)
+    return tokenizer, model.apply(quantize) if encoder.precision == "int8" else model.to(device)
 
 
-def quantize(model: Any) -> Any:
-    """Let linear layers multiply 8-bit integers; each token has its own scale, whatever its company.
+def quantize(layer: Any) -> None:
+    """Let a layer, if it is a linear one, multiply 8-bit integers; each token has its own scale, whatever its company.
 
     References
     ----------
@@ -195,15 +195,13 @@ def quantize(model: Any) -> Any:
         scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127
         return (rows / scale).round_().to(torch.int8), scale
 
-    def multiply(weight: Any, scale: Any, bias: Any, states: Any) -> Any:
+    def multiply(weight: Any, scale: Any, states: Any) -> Any:
         rows, size = integers(states.flatten(0, -2))
-        return torch.addcmul(bias, torch._int_mm(rows, weight) * size, scale).unflatten(0, states.shape[:-1])
+        return torch.addcmul(layer.bias, torch._int_mm(rows, weight) * size, scale).unflatten(0, states.shape[:-1])
 
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear):
-            weight, scale = integers(layer.weight.detach())
-            layer.forward = partial(multiply, weight.T.contiguous(), scale[:, 0], layer.bias.detach())
-    return model
+    if isinstance(layer, torch.nn.Linear):
+        weight, scale = integers(layer.weight)
+        layer.forward = partial(multiply, weight.T.contiguous(), scale[:, 0])
 
 
 @lru_cache(maxsize=1)
