@@ -15,15 +15,6 @@ from tqdm import tqdm
 
 from challenge.settings import FIXED, ChallengeError, logger
 
-FILES = ("*.json", "*.txt", "*.safetensors")
-# What all but the products of integers is computed in.
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32"}
-# Tokens of a batch, padding included.
-BUDGET = {"cpu": 2_048, "cuda": 65_536}
-# Texts are padded to the next multiple, and batched with those of the same length: no vector depends on its company.
-STEP = 8
-ADVICE = "set CHALLENGE_ENCODER to a folder with its weights, or run 'hf download distilbert-base-uncased' on a network"
-
 Embeddings = np.typing.NDArray[np.float32]
 Progress = Callable[..., Any]
 
@@ -80,7 +71,7 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
     precision = native_precision() if precision == "auto" else precision
     digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
     with folder_of(name) as folder:
-        for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+        for path in sorted(path for pattern in FIXED.encoder_files for path in folder.glob(pattern)):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
     encoder = Encoder(name, max_tokens, precision, digest.hexdigest())
@@ -158,9 +149,9 @@ def folder_of(name: str) -> Iterator[Path]:
         else:
             # The download itself waits for a silent hub without end; ask first whether it answers.
             HfApi().model_info(name, timeout=5.0)
-            yield Path(snapshot_download(name, allow_patterns=[*FILES]))
+            yield Path(snapshot_download(name, allow_patterns=FIXED.encoder_files))
     except Exception as error:
-        raise EncoderUnavailableError(f"the encoder '{name}' cannot be loaded: {error}; {ADVICE}") from error
+        raise EncoderUnavailableError(f"the encoder '{name}' cannot be loaded: {error}; {FIXED.advice}") from error
 
 
 # Three: the next training's may be another than the model's that serves, and may be compared with fp32.
@@ -175,7 +166,7 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
             raise ValueError("it has changed since the training; train again")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # What is to learn is freed by `teaching`.
-        model = AutoModel.from_pretrained(folder, dtype=DTYPES[encoder.precision]).requires_grad_(False)
+        model = AutoModel.from_pretrained(folder, dtype=FIXED.dtypes[encoder.precision]).requires_grad_(False)
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -218,8 +209,8 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Embeddings
     """Yield batches of texts of one padded length with their vectors, the longest first."""
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
-    lengths = (-(-tokens.str.len() // STEP) * STEP).clip(upper=encoder.max_tokens)
-    numbers = tokens.groupby(lengths).cumcount() * lengths // BUDGET[model.device.type]
+    lengths = (-(-tokens.str.len() // FIXED.step) * FIXED.step).clip(upper=encoder.max_tokens)
+    numbers = tokens.groupby(lengths).cumcount() * lengths // FIXED.budget[model.device.type]
     for (length, _), batch in reversed(list(tokens.groupby([lengths, numbers]))):
         padded = tokenizer.pad({"input_ids": [*batch]}, "max_length", length, return_tensors="pt").to(model.device)
         vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
-from challenge.encoder import DTYPES, Encoder, choose, forward, load, native_precision
+from challenge.encoder import Encoder, choose, forward, load, native_precision
+from challenge.settings import FIXED
 from challenge.tests.conftest import DEMO, ENCODER
 
 BATCH = 32
@@ -74,7 +75,7 @@ def routes(name: str) -> Iterator[tuple[str, str, Route]]:
 
 def peak_flops(precision: str) -> float:
     """Measure the operations a second of a large matrix product."""
-    dtype = torch.int8 if precision == "int8" else getattr(torch, DTYPES[precision])
+    dtype = torch.int8 if precision == "int8" else getattr(torch, FIXED.dtypes[precision])
     left, right, best = torch.ones(2048, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype), np.inf
     multiply = torch._int_mm if precision == "int8" else torch.matmul
     for _ in range(50):

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from challenge.encoder import BUDGET, Encoder, EncoderUnavailableError, choose, encode, load
+from challenge.encoder import Encoder, EncoderUnavailableError, choose, encode, load
+from challenge.settings import FIXED
 from challenge.tests.conftest import ENCODER
 from challenge.tests.encoder_benchmark import cosines
 
@@ -28,7 +29,7 @@ MINI = choose(str(ENCODER), 512, "fp32")
 DIES = """
 import os, sys, pathlib
 from challenge import encoder
-encoder.BUDGET["cpu"] = 1
+encoder.FIXED.budget["cpu"] = 1
 def progress(done, total):
     if done == total // 2:
         os.kill(os.getpid(), 9)
@@ -45,7 +46,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each text a batch of its own, so that its progress is told."""
-    monkeypatch.setitem(BUDGET, "cpu", 1)
+    monkeypatch.setitem(FIXED.budget, "cpu", 1)
 
 
 def vectors_of(texts: list[str], cache: Path, encoder: Encoder = MINI, limit: int = 1000) -> NDArray[np.float32]:
@@ -79,7 +80,7 @@ def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, p
     alone = [vectors_of([text], cache, encoder)[0] for text in TEXTS]
     for number in range(20):
         random = np.random.default_rng(number)
-        monkeypatch.setitem(BUDGET, "cpu", int(random.integers(10, 1000)))
+        monkeypatch.setitem(FIXED.budget, "cpu", int(random.integers(10, 1000)))
         company = ["sea " * int(length) for length in random.integers(1, 300, size=5)]
         vectors = vectors_of([*TEXTS, *company, TEXTS[0]], cache.with_name(str(number)), encoder)
         np.testing.assert_allclose(vectors[: len(TEXTS)], alone, atol=1e-5)
@@ -132,7 +133,7 @@ def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_few_texts_to_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts that come again count once, in whatever batches; one alone proves nothing."""
-    monkeypatch.setitem(BUDGET, "cpu", 16)
+    monkeypatch.setitem(FIXED.budget, "cpu", 16)
     assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:6] * 9)).precision == "int8"
     assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:1] * 9)).precision == "fp32"
 
