@@ -1,22 +1,24 @@
 """Overviews in, vectors out, none of them encoded twice."""
 
-import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache, partial
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from prometheus_client import Counter
 from sklearn.metrics.pairwise import paired_cosine_distances
 from tqdm import tqdm
 
 from challenge.settings import FIXED, ChallengeError, logger
 
-Embeddings = np.typing.NDArray[np.float32]
+Encoded = tuple[np.typing.NDArray[np.float32], int]
 Progress = Callable[..., Any]
+OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
 
 
 class EncoderUnavailableError(ChallengeError):
@@ -69,23 +71,23 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
         If the files cannot be had.
     """
     precision = native_precision() if precision == "auto" else precision
-    digest = hashlib.sha256(f"mean|{max_tokens}|{precision}".encode())
+    digest = sha256(f"mean|{max_tokens}|{precision}".encode())
     with folder_of(name) as folder:
         for path in sorted(path for pattern in FIXED.encoder_files for path in folder.glob(pattern)):
             with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+                digest.update(path.name.encode() + file_digest(file, "blake2b").digest())
     encoder = Encoder(name, max_tokens, precision, digest.hexdigest())
     some = tuple(dict.fromkeys(texts))[: FIXED.probed]
     return proven(encoder, some) if precision == "int8" and some else encoder
 
 
-def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Embeddings, int]:
+def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress = dict) -> Encoded:
     """Encode texts by DistilBERT: the mean of the last hidden states of a text's tokens.
 
     Parameters
     ----------
-    texts : list of str
-        Empty ones are allowed.
+    texts : collection of str
+        Gaps and empty ones are allowed.
     encoder : Encoder
         Of `choose`.
     cache : Path
@@ -93,12 +95,13 @@ def encode(texts: list[str], encoder: Encoder, cache: Path, most: int, progress:
     most : int
         Most vectors that it keeps; those that came first leave first.
     progress : callable
-        Told at first and after each batch how many texts have a vector, ``done``, of how many, ``total``.
+        Told at first and after each batch how many texts have a vector, ``done``, of how many, ``total``; by default
+        nobody is.
 
     Returns
     -------
     vectors : ndarray of shape (texts, dimensions)
-        One vector a text; NaN for an empty one.
+        One vector a text; NaN for a gap or an empty one.
     encoded : int
         Number of texts that were not in the cache.
 
@@ -205,7 +208,7 @@ def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
     return encoder if worst >= FIXED.faithful else encoders[1]
 
 
-def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Embeddings]]:
+def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Any]]:
     """Yield batches of texts of one padded length with their vectors, the longest first."""
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
@@ -222,9 +225,9 @@ def pool(states: Any, mask: Any) -> Any:
     return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
-def recall(texts: list[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> tuple[Embeddings, int]:
+def recall(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> Encoded:
     """Do what `encode` does but for a damaged cache; what is encoded is kept batch by batch."""
-    keys = {text: hashlib.sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in texts if text}
+    keys = {text: sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in filter(pd.notna, texts) if text}
     with closing(sqlite3.connect(cache, timeout=60)) as file:
         file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         query = "SELECT vector FROM vectors WHERE key = ?"
@@ -242,5 +245,7 @@ def recall(texts: list[str], encoder: Encoder, cache: Path, most: int, progress:
                 vectors |= batch
                 bar.update(len(batch))
                 progress(done=len(vectors), total=len(keys))
+    OVERVIEWS.labels("cached").inc(len(keys) - len(unknown))
+    OVERVIEWS.labels("encoded").inc(len(unknown))
     empty = np.full_like(next(iter(vectors.values()), np.empty(1, np.float32)), np.nan)
     return np.stack([vectors.get(text, empty) for text in texts]), len(unknown)

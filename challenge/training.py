@@ -11,10 +11,10 @@ from time import perf_counter
 from typing import IO, Any
 
 import pandas as pd
-from prometheus_client import Counter, Gauge, Summary
+from prometheus_client import Gauge, Summary
 from threadpoolctl import threadpool_limits
 
-from challenge.encoder import Embeddings, Encoder, Progress, choose, encode
+from challenge.encoder import Encoder, choose, encode
 from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings, logger
@@ -23,7 +23,6 @@ from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
-OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
 
@@ -39,6 +38,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._encode = partial(encode, cache=settings.models / "embeddings.sqlite", most=settings.cached_texts)
         # On Linux the thread alone is nice, and what it starts: predictions go first.
         self._trainer = ThreadPoolExecutor(1, "training", os.nice, (10,))
         self._preparing = Lock()
@@ -106,7 +106,7 @@ class Service:
             name = str(folder)
         enter("encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision, tuple(catalogue["overview"].dropna()))
-        embeddings, encoded = self._encode(catalogue, encoder, partial(self.store.update, number))
+        embeddings, encoded = self._encode(catalogue["overview"], encoder, progress=partial(self.store.update, number))
         # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
@@ -141,7 +141,7 @@ class Service:
         catalogue = read_catalogue(source)
         for model, _ in self._serving.values():
             # Now, lest the next prediction waits for it.
-            self._encode(catalogue, Encoder(**model.report["encoder"]))
+            self._encode(catalogue["overview"], Encoder(**model.report["encoder"]))
         source.seek(0)
         replace(self.settings.catalogue.resolve(), lambda file: file.writelines(source))
         return len(catalogue)
@@ -177,16 +177,8 @@ class Service:
             if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
                 catalogue = read_catalogue(self.settings.catalogue)
                 # The encoder that the model was trained with: the settings may have changed since.
-                embeddings, _ = self._encode(catalogue, Encoder(**model.report["encoder"]))
+                embeddings, _ = self._encode(catalogue["overview"], Encoder(**model.report["encoder"]))
                 model = model.with_catalogue(catalogue.index, *movie_vectors(model.features, catalogue, embeddings))
         except (CatalogueMissingError, TableError) as error:
             logger.error("%s; the movies that the model was trained with stay", error)
         return model
-
-    def _encode(self, catalogue: pd.DataFrame, encoder: Encoder, progress: Progress = dict) -> tuple[Embeddings, int]:
-        """Return the overviews' embeddings, and how many were not in the cache; nobody is told by default."""
-        texts, cache = catalogue["overview"].fillna("").tolist(), self.settings.models / "embeddings.sqlite"
-        vectors, encoded = encode(texts, encoder, cache, self.settings.cached_texts, progress)
-        OVERVIEWS.labels("cached").inc(len({*texts} - {""}) - encoded)
-        OVERVIEWS.labels("encoded").inc(encoded)
-        return vectors, encoded
