@@ -262,7 +262,7 @@ def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> list[list
     return [[start in inside if start < end else NONE] for start, end in spans]
 
 
-def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[Tensor]:
+def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tensor]:
     """Read a task's labels.
 
     Parameters
@@ -270,9 +270,9 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[Ten
     task : Task
         What is learned.
     movies : DataFrame of shape (movies, columns)
-        Cells as text.
-    places : list of (str, list of (int, int))
-        Each movie's overview, and where each of its tokens starts and ends.
+        Cells as text, ``overview`` among them.
+    spans : list of list of (int, int)
+        Where each token of each movie's overview starts and ends.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def read_labels(task: Task, movies: pd.DataFrame, places: list[Any]) -> list[Ten
     if task.kind == "regression":
         read = torch.tensor(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0]))).nan_to_num(NONE)[:, None]
     elif task.kind == "tokens":
-        read = [mark(items, *place) for items, place in zip(cells.map(tokens).sum(axis=1), places)]
+        read = list(map(mark, cells.map(tokens).sum(axis=1), movies["overview"], spans))
     else:
         single = task.kind == "single-label"
         items = CountVectorizer(analyzer=WHOLE if single else tokens, binary=True, min_df=task.least)
@@ -345,13 +345,11 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     if plan.lora:
         encoder = get_peft_model(encoder, LoraConfig(**plan.lora))
     movies = with_liked(catalogue.dropna(subset="overview"), ratings)
-    texts = movies["overview"].tolist()
-    encoded = tokenizer(texts, truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
-    places = list(zip(texts, encoded["offset_mapping"]))
+    encoded = tokenizer([*movies["overview"]], truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
     rows = pd.DataFrame({"input_ids": encoded["input_ids"]})
     for task in plan.tasks:
         try:
-            rows[task.name] = read_labels(task, movies, places)
+            rows[task.name] = read_labels(task, movies, encoded["offset_mapping"])
         except ValueError as error:
             logger.warning("task '%s' is left out: %s", task.name, error)
     tasks = [task for task in plan.tasks if task.name in rows]

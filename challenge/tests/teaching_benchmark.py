@@ -129,8 +129,8 @@ def tasks(data: Path, epochs: int, folder: Path) -> None:
     movies = with_liked(catalogue.dropna(subset="overview"), ratings)
     texts = movies["overview"].tolist()
     encoded = AutoTokenizer.from_pretrained(start)(texts, truncation=True, max_length=256, return_offsets_mapping=True)
-    places = list(zip(texts, encoded["offset_mapping"]))
-    counted = [of_words(task, read_labels(task, movies, places), texts, encoded["input_ids"]) for task in plan.tasks]
+    spans = encoded["offset_mapping"]
+    counted = [of_words(task, read_labels(task, movies, spans), texts, encoded["input_ids"]) for task in plan.tasks]
     together = teach(catalogue, ratings, folder / "all", plan)
     losses = Watched.losses[:-1]
     print("| task | score | most frequent | tf-idf | alone | together |\n| --- | --- | --- | --- | --- | --- |")

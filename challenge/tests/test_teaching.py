@@ -74,9 +74,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def batch(movies: pd.DataFrame, tiny: Path) -> dict[str, Any]:
     """Encode a few texts of different lengths, with all labels."""
-    texts = movies["overview"].tolist()
-    encoded = AutoTokenizer.from_pretrained(tiny)(texts, return_offsets_mapping=True)
-    labels = {task.name: read_labels(task, movies, list(zip(texts, encoded["offset_mapping"]))) for task in TASKS}
+    encoded = AutoTokenizer.from_pretrained(tiny)([*movies["overview"]], return_offsets_mapping=True)
+    labels = {task.name: read_labels(task, movies, encoded["offset_mapping"]) for task in TASKS}
     rows = pd.DataFrame({"input_ids": encoded["input_ids"]} | labels)
     return collate([{str(name): cell for name, cell in row.items()} for row in rows.head(12).to_dict("records")])
 
@@ -147,11 +146,9 @@ def test_labels(movies: pd.DataFrame) -> None:
     some.loc[some.index[0], ["genres", "mood", "runtime", "keywords"]] = np.nan
     some.loc[some.index[1], "mood"] = "Rare"
     some.loc[some.index[2], ["overview", "keywords"]] = ["Old Paris, a parish of PARIS.", '["paris", "old paris", "a"]']
-    places: list[Any] = [("", [])] * 2 + [
-        ("Old Paris, a parish of PARIS.", [(0, 0), (0, 3), (4, 9), (11, 12), (13, 19), (23, 28)])
-    ]
-    places += [("", [(0, 0)])] * (len(some) - 3)
-    genres, entities, mood, runtime = (read_labels(task, some, places) for task in TASKS)
+    spans: list[Any] = [[], [], [(0, 0), (0, 3), (4, 9), (11, 12), (13, 19), (23, 28)]]
+    spans += [[(0, 0)]] * (len(some) - 3)
+    genres, entities, mood, runtime = (read_labels(task, some, spans) for task in TASKS)
     names = sorted({item["name"].lower() for cell in some["genres"].dropna() for item in json.loads(cell)})
     assert genres[0].tolist() == [[NONE] * len(names)] and mood[0][0, 0] == mood[1][0, 0] == runtime[0][0, 0] == NONE
     for label, cell in zip(genres[1:], some["genres"][1:]):
@@ -167,18 +164,18 @@ def test_labels(movies: pd.DataFrame) -> None:
 
 def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
     """A task without columns, or with too few movies, is refused with a reason."""
-    places = [("", [(0, 0)])] * len(movies)
+    spans = [[(0, 0)]] * len(movies)
     with pytest.raises(ValueError, match="0 movies"):
-        read_labels(Task(name="cast", kind="tokens", columns=["cast"]), movies, places)
+        read_labels(Task(name="cast", kind="tokens", columns=["cast"]), movies, spans)
     with pytest.raises(ValueError):
-        read_labels(Task(name="titles", kind="multi-label", columns=["overview"], least=201), movies, places)
+        read_labels(Task(name="titles", kind="multi-label", columns=["overview"], least=201), movies, spans)
 
 
 def test_a_value_is_all_of_a_cell(movies: pd.DataFrame) -> None:
     """A single label is the whole cell, line breaks included, and an empty cell has none."""
     moods: list[Any] = ["glad\nand more", "sad", "glad", None] * 50
     cells = movies.assign(mood=moods)
-    labels = read_labels(Task(name="mood", kind="single-label", columns=["mood"]), cells, [("", [])] * len(cells))
+    labels = read_labels(Task(name="mood", kind="single-label", columns=["mood"]), cells, [[]] * len(cells))
     assert [label[0].tolist() for label in labels[:4]] == [[0, 1, 0], [0, 0, 1], [1, 0, 0], [NONE] * 3]
 
 
