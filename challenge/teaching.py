@@ -342,8 +342,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     tokenizer, encoder = load.__wrapped__(choose(plan.encoder, plan.max_tokens, "fp32"))
     # Now, because it keeps the length that it cuts to.
     tokenizer.save_pretrained(folder)
-    if plan.lora:
-        encoder = get_peft_model(encoder, LoraConfig(**plan.lora))
+    encoder = get_peft_model(encoder, LoraConfig(**plan.lora)) if plan.lora else encoder
     movies = with_liked(catalogue.dropna(subset="overview"), ratings)
     encoded = tokenizer([*movies["overview"]], truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
     rows = pd.DataFrame({"input_ids": encoded["input_ids"]})
@@ -366,8 +365,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     # The state is the last thing that is written of a checkpoint.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
-    figures: dict[str, float] = trainer.evaluate()
-    figures["trained_parameters"] = sum(part.numel() for part in model.parameters() if part.requires_grad)
+    figures = {**trainer.evaluate(), "trained_parameters": trainer.get_num_trainable_parameters()}
     (encoder.merge_and_unload() if plan.lora else encoder).save_pretrained(folder)
     for checkpoint in folder.glob("training/checkpoint-*"):
         shutil.rmtree(checkpoint)
