@@ -140,10 +140,9 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
     def __init__(self, encoder: Any, tasks: list[Task], outputs: dict[str, int], hide: Any, masked: float) -> None:
         super().__init__()
         self.encoder, self.tasks, self.hide = encoder, tasks, hide
-        self.weights = {task.name: task.weight for task in tasks} | {"masked": masked}
-        size = encoder.config.hidden_size
-        heads = {"masked": size} | outputs if masked else outputs
-        self.heads = nn.ModuleDict({name: nn.Linear(size, numbers) for name, numbers in heads.items()})
+        self.weights = {f"{task.name}_loss": task.weight for task in tasks} | {"masked_loss": masked}
+        heads = {"masked": encoder.config.hidden_size} | outputs if masked else outputs
+        self.heads = nn.ModuleDict({name: nn.Linear(encoder.config.hidden_size, size) for name, size in heads.items()})
         self.losses: list[dict[str, float]] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
@@ -162,28 +161,27 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             ``logits``, by task, of the labels' shapes. ``loss``: the sum of the tasks' mean losses, each times its
             weight; a task of weight 0 or without a label has no part in it.
         """
-        guessing = self.training and self.weights["masked"] > 0
+        guessing = self.training and self.weights["masked_loss"] > 0
         seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
         states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
         pooled = pool(states, attention_mask).unsqueeze(1)
         logits = {task.name: self.heads[task.name](states if task.kind == "tokens" else pooled) for task in self.tasks}
-        losses = measure(LOSSES, [task for task in self.tasks if task.weight], logits, labels)
+        losses = measure(LOSSES, "loss", [task for task in self.tasks if task.weight], logits, labels)
         if guessing:
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
             guesses = self.heads["masked"](states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
-            losses["masked"] = CHOICE(guesses, hidden[hidden != NONE])
+            losses["masked_loss"] = CHOICE(guesses, hidden[hidden != NONE])
         if self.training:
-            self.losses.append({f"{name}_loss": loss.item() for name, loss in losses.items()})
+            self.losses.append({name: loss.item() for name, loss in losses.items()})
         # Where nothing is labelled there still is a gradient to follow.
         nothing = torch.zeros((), device=states.device, requires_grad=True)
         return {"loss": sum((self.weights[name] * loss for name, loss in losses.items()), nothing), "logits": logits}
 
     def scores(self, prediction: Any) -> dict[str, float]:
         """Give each task's loss and score on the movies held out."""
-        parts = [{name: torch.from_numpy(array) for name, array in part.items()} for part in prediction]
-        losses = {f"{name}_loss": loss for name, loss in measure(LOSSES, self.tasks, *parts).items()}
-        return losses | {f"{name}_score": score for name, score in measure(SCORES, self.tasks, *parts).items()}
+        parts = torch.utils.data.default_convert([*prediction])
+        return measure(LOSSES, "loss", self.tasks, *parts) | measure(SCORES, "score", self.tasks, *parts)
 
 
 class Teacher(transformers.Trainer):  # type: ignore[misc]
@@ -224,13 +222,30 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
             parameter.requires_grad_(re.search(pattern, name) is not None)
 
 
-def measure(how: dict[str, Any], tasks: list[Task], logits: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
-    """Judge the tasks by their kinds' `LOSSES` or `SCORES`, where they have labels; one without any is left out."""
+def measure(how: dict[str, Any], what: str, tasks: list[Task], logits: Any, labels: Any) -> dict[str, Any]:
+    """Judge the tasks by their kinds' `LOSSES` or `SCORES`, where they have labels; one without any is left out.
+
+    Parameters
+    ----------
+    how : dict of str to callable
+        By kind, what is called with logits and labels.
+    what : str
+        What a figure is called, behind its task's name.
+    tasks : list of Task
+        What is judged.
+    logits, labels : dict of str to Tensor
+        By task, of the same shapes.
+
+    Returns
+    -------
+    dict
+        By ``<task>_<what>`` what was measured.
+    """
     figures = {}
     for task in tasks:
         there = labels[task.name][..., 0] != NONE
         if there.any():
-            figures[task.name] = how[task.kind](logits[task.name][there], labels[task.name][there])
+            figures[f"{task.name}_{what}"] = how[task.kind](logits[task.name][there], labels[task.name][there])
     return figures
 
 

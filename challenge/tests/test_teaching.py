@@ -136,7 +136,7 @@ def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
     assert 0 < there.sum() == there_too.sum() < batch["attention_mask"].sum()
     torch.testing.assert_close(plain["logits"]["entities"][there], wide["logits"]["entities"][there_too])
     answers = ((plain, batch), (wide, padded))
-    scores = (measure(SCORES, TASKS, answer["logits"], asked["labels"]) for answer, asked in answers)
+    scores = (measure(SCORES, "score", TASKS, answer["logits"], asked["labels"]) for answer, asked in answers)
     torch.testing.assert_close(*scores)
 
 
