@@ -373,10 +373,9 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = {task.name: rows[task.name][0].shape[1] for task in tasks}
     model = MultiTaskEncoder(encoder, tasks, outputs, hide, plan.masked)
-    optimizers = (optimizer(model, plan, arguments), None)
-    trainer = Teacher(model, arguments, collate, taught, held_out, compute_metrics=model.scores, optimizers=optimizers)
-    trainer.add_callback(Unfreezing(plan.trained))
-    trainer.add_callback(transformers.EarlyStoppingCallback(plan.patience))
+    callbacks = [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)]
+    trainer = Teacher(model, arguments, collate, taught, held_out, compute_metrics=model.scores, callbacks=callbacks)
+    trainer.optimizer = optimizer(model, plan, arguments)
     # The state is the last thing that is written of a checkpoint.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
