@@ -28,8 +28,8 @@ from challenge.settings import FIXED, ChallengeError, logger
 from challenge.tables import read_catalogue, read_pairs
 
 PLAN = Path(__file__).with_suffix(".yaml")
-# A value is all of a cell; an empty one has none.
-WHOLE = re.compile(".+", re.DOTALL).findall
+# What a cell has: the items of a list, or a value, which is all of the cell; an empty one has none.
+ITEMS = {"multi-label": tokens, "single-label": re.compile(".+", re.DOTALL).findall}
 # Where there is no label.
 NONE = -100.0
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
@@ -308,11 +308,10 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     elif task.kind == "tokens":
         read = list(map(mark, cells.map(tokens).sum(axis=1), movies["overview"], spans))
     else:
-        single = task.kind == "single-label"
-        items = CountVectorizer(analyzer=WHOLE if single else tokens, binary=True, min_df=task.least)
+        items = CountVectorizer(analyzer=ITEMS[task.kind], binary=True, min_df=task.least)
         read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
         # Who has none of a list's frequent items has none of them; a rare value is not none of the frequent ones.
-        there = there & (read.any(axis=(1, 2)) | (not single))
+        there = there & (read.any(axis=(1, 2)) | (task.kind == "multi-label"))
     return [torch.where(told, torch.as_tensor(label), NONE).float() for told, label in zip(torch.tensor(there), read)]
 
 
