@@ -161,8 +161,7 @@ def folder_of(name: str) -> Iterator[Path]:
 @lru_cache(maxsize=3)
 def load(encoder: Encoder) -> tuple[Any, Any]:
     """Return the tokenizer and the model; they stay in memory."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer, utils
 
     with folder_of(encoder.name) as folder:
         if choose(*encoder[:3]) != encoder:
@@ -172,7 +171,7 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder, dtype=FIXED.dtypes[encoder.precision]).requires_grad_(False)
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if utils.is_torch_cuda_available() else "cpu"
     return tokenizer, model.apply(quantize) if encoder.precision == "int8" else model.to(device)
 
 
