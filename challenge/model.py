@@ -245,7 +245,8 @@ class RatingModel:
         ratings = ratings[ratings["movieId"].isin(self.movies)]
         user, users = pd.factorize(np.append(self.users, ratings["userId"]))
         concerned, movie = user[first:], self.movies.get_indexer(pd.Index(ratings["movieId"]))
-        added = {"user": concerned, "movie": movie, "stars": ratings["rating"].to_numpy(np.float32)}
+        stars = ratings["rating"].to_numpy(np.float32) - old["mean"] - old["qualities"][movie]
+        added = {"user": concerned, "movie": movie, "stars": stars}
         arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
         arrays |= {name: np.pad(old[name], {0: (0, len(users) - first)}) for name in ("tastes", "habits")}
         new = RatingModel(arrays, self.report)
@@ -256,12 +257,9 @@ class RatingModel:
 
     def _history(self, users: Indices) -> pd.DataFrame:
         """Return the ratings of some users as `fit_users` reads them, the last of each pair."""
-        learned = self.arrays
-        rows = np.flatnonzero(np.isin(learned["user"], users))
-        history = pd.DataFrame({name: learned[name][rows] for name in ("user", "movie", "stars")})
-        history = history.drop_duplicates(["user", "movie"], keep="last")
-        stars = history["stars"] - learned["mean"] - learned["qualities"][history["movie"]]
-        return history.assign(stars=stars.astype(np.float32), fold=0, root=np.float32(1))
+        rows = np.flatnonzero(np.isin(self.arrays["user"], users))
+        history = pd.DataFrame({name: self.arrays[name][rows] for name in ("user", "movie", "stars")})
+        return history.drop_duplicates(["user", "movie"], keep="last").assign(fold=0, root=np.float32(1))
 
     def _locate(self, pairs: pd.DataFrame) -> tuple[Indices, Indices]:
         """Return the places of users and of movies; -1, the last, is unknown."""
@@ -435,7 +433,8 @@ def fit_model(
         "strongest features": tastes.strengths_.nlargest(FIXED.strongest).to_dict(),
     }
     learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
-    learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": stars}
+    # Those above what the public gave, as tastes read them: no later catalogue changes that.
+    learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": personal["stars"].to_numpy()}
     learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
     # The last user is any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}

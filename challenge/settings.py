@@ -9,7 +9,7 @@ import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings
 
-VERSION = "1.5.0"
+VERSION = "1.6.0"
 PACKAGE = Path(__file__).parent
 # What is data: the model's numbers, what the API says of itself, the form of the log's lines.
 DATA = ("parameters.yaml", "openapi.yaml", "logging.yaml")
