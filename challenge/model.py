@@ -131,7 +131,7 @@ class RatingModel:
         Series of shape (pairs,)
             Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
         """
-        return pd.Series(self._rate(self._features(*self._locate(pairs))), pairs.index)
+        return pd.Series(self._rate(pairs)[0], pairs.index)
 
     def explain(self, pairs: pd.DataFrame, level: float = FIXED.level) -> pd.DataFrame:
         """Predict ratings, how far they may be off, and why.
@@ -154,10 +154,8 @@ class RatingModel:
         Papadopoulos et al. 2002, Inductive confidence machines for regression (normalised conformal intervals);
         Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
         """
-        learned, (user, movie) = self.arrays, self._locate(pairs)
-        features = self._features(user, movie)
+        learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
         shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
-        rating = self._rate(features)
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
         quality = learned["overview_qualities"][movie]
@@ -261,18 +259,14 @@ class RatingModel:
         history = pd.DataFrame({name: self.arrays[name][rows] for name in ("user", "movie", "stars")})
         return history.drop_duplicates(["user", "movie"], keep="last").assign(fold=0, root=np.float32(1))
 
-    def _locate(self, pairs: pd.DataFrame) -> tuple[Indices, Indices]:
-        """Return the places of users and of movies; -1, the last, is unknown."""
-        return self.users.get_indexer(pd.Index(pairs["userId"])), self.movies.get_indexer(pd.Index(pairs["movieId"]))
-
-    def _features(self, user: Indices, movie: Indices) -> Floats:
-        learned = self.arrays
-        taste = products(learned["tastes"], user, learned["vectors"], movie)
-        return np.column_stack([taste, learned["qualities"][movie], learned["habits"][user], learned["numbers"][movie]])
-
-    def _rate(self, features: Floats) -> Floats:
-        ratings: Floats = self.arrays["mean"] + features[:, 0] + features[:, 1] + self.trees.predict(features)
-        return ratings.clip(*FIXED.stars)
+    def _rate(self, pairs: pd.DataFrame) -> tuple[Floats, Floats, Indices, Indices]:
+        """Return ratings, the trees' features, and the places of users and of movies; -1, the last, is unknown."""
+        learned, user = self.arrays, self.users.get_indexer(pd.Index(pairs["userId"]))
+        movie = self.movies.get_indexer(pd.Index(pairs["movieId"]))
+        taste, quality = products(learned["tastes"], user, learned["vectors"], movie), learned["qualities"][movie]
+        features = np.column_stack([taste, quality, learned["habits"][user], learned["numbers"][movie]])
+        ratings = learned["mean"] + taste + quality + self.trees.predict(features)
+        return ratings.clip(*FIXED.stars), features, user, movie
 
     def _reasons(self, user: Indices, movie: Indices) -> "pd.Series[Any]":
         """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""

@@ -77,7 +77,7 @@ def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.Mon
     """All of a user's ratings together make his taste, his level aside."""
     monkeypatch.setattr(FIXED, "reasons", 1000)
     why = model.explain(PAIRS.iloc[:5])["why"]
-    user, movie = model._locate(PAIRS.iloc[:5])
+    _, _, user, movie = model._rate(PAIRS.iloc[:5])
     for one, place, reasons in zip(user, movie, why):
         taste = model.arrays["tastes"][one, :-1] @ model.arrays["vectors"][place, :-1]
         assert sum(reasons["because"].values()) == pytest.approx(taste, abs=0.005)
