@@ -1,6 +1,6 @@
 """The rating model: it predicts the ratings of movies that nobody has rated, says how sure it is, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightgbm as lgb
@@ -14,8 +14,6 @@ from challenge.settings import FIXED, ChallengeError
 from challenge.tables import TableError
 from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means, with_level
 
-# The first of the trees' features; the catalogue's numbers follow.
-TERMS = ("taste", "quality", "activity", "spread", "selection")
 # What the report tells the errors of, each knowing more than the one before.
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
 
@@ -155,7 +153,8 @@ class RatingModel:
         Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
         """
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
-        shares = dict(zip(TERMS, self.trees.predict(features, pred_contrib=True).T))
+        # What trees add for each feature; those of the catalogue's numbers follow.
+        by_taste, by_quality, activity, spread, selection = self.trees.predict(features, pred_contrib=True).T[:5]
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
         quality = learned["overview_qualities"][movie]
@@ -163,13 +162,13 @@ class RatingModel:
         why = pd.DataFrame(
             {
                 "baseline": float(learned["mean"]),
-                "user": habit + sum(shares[name] for name in TERMS[2:]),
-                "quality": features[:, 1] - quality + shares["quality"],
-                "taste": features[:, 0] - habit - overview + shares["taste"],
+                "user": habit + activity + spread + selection,
+                "quality": features[:, 1] - quality + by_quality,
+                "taste": features[:, 0] - habit - overview + by_taste,
                 "overview": quality + overview,
             }
         )
-        told = why.assign(rest=rating - why.sum(axis=1), because=self._reasons(user, movie)).to_dict("records")
+        told = why.assign(rest=rating - why.sum(axis=1), because=[*self._reasons(user, movie)]).to_dict("records")
         low, high = np.clip([rating - reach, rating + reach], *FIXED.stars)
         return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told}, pairs.index)
 
@@ -268,9 +267,9 @@ class RatingModel:
         ratings = learned["mean"] + taste + quality + self.trees.predict(features)
         return ratings.clip(*FIXED.stars), features, user, movie
 
-    def _reasons(self, user: Indices, movie: Indices) -> "pd.Series[Any]":
-        """Return the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
-        learned, history, reasons = self.arrays, self._history(user), []
+    def _reasons(self, user: Indices, movie: Indices) -> Iterator[Any]:
+        """Yield the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
+        learned, history = self.arrays, self._history(user)
         raters, movies, stars = (history[name].to_numpy() for name in ("user", "movie", "stars"))
         # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
         left = stars - products(learned["tastes"], raters, learned["vectors"], movies)
@@ -280,8 +279,7 @@ class RatingModel:
             rated = movies[rows]
             stars = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
             best = np.argsort(-np.abs(stars))[: FIXED.reasons]
-            reasons.append(dict(zip(learned["movies"][rated[best]].tolist(), stars[best].tolist())))
-        return pd.Series(reasons)
+            yield dict(zip(learned["movies"][rated[best]].tolist(), stars[best].tolist()))
 
 
 def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
