@@ -138,12 +138,6 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
     return weights, held_out, sum(side_by_side(fit_batch, *zip(*batches(ratings, vectors.shape[1]))))
 
 
-def sample(ratings: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
-    """Return the ratings of at most so many users, drawn at random."""
-    drawn = np.random.default_rng(seed).permutation(ratings["user"].max() + 1)[:most]
-    return ratings[ratings["user"].isin(drawn)]
-
-
 def shrunk_means(ratings: pd.DataFrame) -> tuple[Floats, Floats]:
     """Average each user's stars, the prior counting as `prior` ratings of 0: the regression on a constant alone.
 
@@ -244,8 +238,10 @@ class Taste:
         Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
         design = with_level(vectors)
+        drawn = np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1)
         if not hasattr(self, "scales_"):
-            self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], ratings)
+            some = ratings[ratings["user"].isin(drawn[: FIXED.learners])]
+            self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], some)
         scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings["movie"], minlength=len(vectors))
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0)).groupby([*map(str, sources)]).sum() ** 0.5
         # What tells apart the movies that are rated most.
@@ -253,7 +249,7 @@ class Taste:
         axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
         projected, unit = design @ projection, np.eye(len(projection.T), dtype=np.float32)
-        some = sample(ratings.assign(stars=ratings["stars"] / self.noise_**0.5), FIXED.coupled, self.seed)
+        some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
         prior = np.tile(unit, (ratings["fold"].max() + 2, 1, 1))
         for _ in range(rounds):
             _, _, scatter = fit_users(projected, some, prior)
@@ -266,9 +262,8 @@ class Taste:
         return self
 
     def _learn_scales(self, design: Floats, sources: Indices, ratings: pd.DataFrame) -> None:
-        """Maximise the marginal likelihood of some users' ratings (MacKay 1992, Bayesian interpolation, section 4)."""
-        some = sample(ratings.assign(fold=0), FIXED.learners, self.seed)
-        some = some.groupby("user").head(FIXED.learner_ratings // some["user"].nunique())
+        """Maximise the marginal likelihood of ratings (MacKay 1992, Bayesian interpolation, section 4)."""
+        some = ratings.assign(fold=0).groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
         # No more rows than columns, however many ratings, have the same regression.
         reduced = [

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from challenge.settings import FIXED
-from challenge.taste import Taste, batches, evidence, fit_users, habits, sample
+from challenge.taste import Taste, batches, evidence, fit_users, habits
 
 RANDOM = np.random.default_rng(5)
 
@@ -91,14 +91,6 @@ def test_habits() -> None:
     np.testing.assert_allclose(told, np.hstack([counts, sums / (counts + prior)]), atol=1e-6)
     expected = [[2, 8 / (1 + prior), -0.5 / (1 + prior)], [2, 0, 0.5 / (1 + prior)], [1, 0, 0]]
     np.testing.assert_allclose(held_out, expected, atol=1e-6)
-
-
-def test_sample() -> None:
-    """All ratings of the users drawn come along."""
-    ratings = some_ratings(20, 30, 200)
-    drawn = sample(ratings, 4, 0)
-    assert drawn["user"].nunique() == 4
-    pd.testing.assert_frame_equal(drawn, ratings[ratings["user"].isin(drawn["user"])])
 
 
 def test_users_without_ratings() -> None:
