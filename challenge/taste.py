@@ -19,8 +19,6 @@ from challenge.settings import FIXED
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.integer[Any]]
 
-TINY, LARGEST = FIXED.scales
-
 
 def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
     """Map like the built-in `map`, on all processors: numpy lets go of the interpreter while it computes."""
@@ -153,8 +151,7 @@ def shrunk_means(ratings: pd.DataFrame) -> tuple[Floats, Floats]:
     held_out : ndarray of shape (ratings,)
         For each rating, of its user's ratings of other folds.
     """
-    constant = np.ones((1, 1), np.float32)
-    means, held_out, _ = fit_users(constant, ratings.assign(movie=0), constant / FIXED.prior)
+    means, held_out, _ = fit_users(np.ones((1, 1), np.float32), ratings.assign(movie=0), np.eye(1) / FIXED.prior)
     return means[:, 0], held_out
 
 
@@ -265,15 +262,12 @@ class Taste:
         """Maximise the marginal likelihood of ratings (MacKay 1992, Bayesian interpolation, section 4)."""
         some = ratings.assign(fold=0).groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
-        # No more rows than columns, however many ratings, have the same regression.
-        reduced = [
-            np.linalg.qr(rows[places[:, 0]] * there[:, 0, :, None], mode="r")
-            for _, places, there in batches(some, len(sources))
-        ]
+        # No more rows than columns, however many ratings, have the same regression; all are of one fold.
+        small = [np.linalg.qr(rows[places] * there[..., None], "r") for _, places, there in batches(some, len(sources))]
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
-            sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), reduced)
+            sums = side_by_side(lambda rows: evidence(rows[:, 0, :, :-1] * self.scales_, rows[:, 0, :, -1:]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))
-            self.noise_ = float((error + TINY) / max(len(some) - known.sum(), 1))
+            self.noise_ = float((error + FIXED.scales[0]) / max(len(some) - known.sum(), 1))
             growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_
-            self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, TINY, LARGEST).astype(np.float32)
+            self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, *FIXED.scales).astype(np.float32)
