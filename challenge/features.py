@@ -37,10 +37,9 @@ def as_words(column: "pd.Series[str]") -> Any:
 
 READERS = {"number": as_numbers, "words": as_words}
 Arrays = dict[str, NDArray[Any]]
-Described = tuple[NDArray[np.float32], NDArray[np.str_]]
 
 
-def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, Described]:
+def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors from whatever columns a catalogue has.
 
     A number (its long tail drawn in) or a date is one dimension; Gaussian bumps along it (radial basis functions,
@@ -52,7 +51,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     Parameters
     ----------
     catalogue : DataFrame of shape (movies, columns)
-        Cells as text.
+        Cells as text, by movie id.
     embeddings : ndarray of shape (movies, dimensions)
         Of the overviews; NaN where there is none.
     seed : int
@@ -62,7 +61,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     -------
     fitted : dict of str to ndarray
         By kind and name of a source, its centre above its projection; in the order of the vectors' dimensions.
-    described : tuple of ndarray
+    vectors : DataFrame of shape (movies, dimensions)
         As of `movie_vectors`.
     """
     # Gaps alone do not tell how wide overviews' embeddings are.
@@ -73,7 +72,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
         kind = "number" if told > 1 and told >= FIXED.readable * column.nunique() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column)
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
-    return fitted, project(fitted, wide, len(catalogue))
+    return fitted, project(fitted, wide, catalogue.index)
 
 
 def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
@@ -99,7 +98,7 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
 
 
-def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> Described:
+def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> pd.DataFrame:
     """Describe movies, also such as came after the fit.
 
     Parameters
@@ -107,16 +106,14 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     fitted : dict of str to ndarray
         Of `fit_sources`.
     catalogue : DataFrame of shape (movies, columns)
-        Cells as text; a column that was there in the fit and is not now counts as empty.
+        Cells as text, by movie id; a column that was there in the fit and is not now counts as empty.
     embeddings : ndarray of shape (movies, dimensions)
         Of the overviews; NaN where there is none.
 
     Returns
     -------
-    vectors : ndarray of shape (movies, dimensions)
-        Gaps as 0, the centre.
-    sources : ndarray of shape (dimensions,)
-        The kind and name of each dimension's source.
+    DataFrame of shape (movies, dimensions)
+        By movie id, each dimension under the kind and name of its source; gaps as 0, the centre.
     """
     if OVERVIEW in fitted:
         # Where no movie has an overview, nothing tells how wide their gaps are.
@@ -124,21 +121,16 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     gap, wide = pd.Series(index=catalogue.index, dtype=str), {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
         wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
-    return project(fitted, wide, len(catalogue))
+    return project(fitted, wide, catalogue.index)
 
 
-def project(fitted: Arrays, wide: dict[str, Any], movies: int) -> Described:
+def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
     """Project each source, and add the bumps along numbers."""
     # Where a catalogue tells no movies apart, nothing is fitted.
-    blocks = {OVERVIEW: np.empty((movies, 0))}
+    blocks = {OVERVIEW: np.empty((len(movies), 0))}
     blocks |= {key: np.nan_to_num(wide[key] @ axes[1:] - axes[0], posinf=0, neginf=0) for key, axes in fitted.items()}
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
     blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
     sources = np.repeat([*blocks], [block.shape[1] for block in blocks.values()])
-    return np.hstack([*blocks.values()]).astype(np.float32), sources
-
-
-def is_number(sources: NDArray[np.str_]) -> NDArray[np.bool_]:
-    """Tell which dimensions are a number or a date."""
-    return np.char.startswith(sources, "number/")
+    return pd.DataFrame(np.hstack([*blocks.values()]), movies, sources, np.float32)

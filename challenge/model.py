@@ -6,13 +6,12 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.metrics.pairwise import cosine_similarity
 
-from challenge.features import OVERVIEW, Arrays, fit_sources, is_number
+from challenge.features import OVERVIEW, Arrays, fit_sources
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import TableError
-from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means, with_level
+from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means
 
 # What the report tells the errors of, each knowing more than the one before.
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
@@ -28,36 +27,34 @@ def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) ->
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
-def describe(learned: Arrays, vectors: Floats, sources: NDArray[np.str_], promised: Floats, given: Floats) -> Arrays:
+def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats) -> dict[str, Any]:
     """Work out all that predictions need of movies.
 
     Parameters
     ----------
     learned : dict of str to ndarray
         With the ``projection`` of tastes, and the weights of the movies' ``quality``.
-    vectors : ndarray of shape (movies, dimensions)
-        Movie vectors.
-    sources : ndarray of shape (dimensions,)
+    vectors : DataFrame of shape (movies, dimensions)
         As of `movie_vectors`.
     promised, given : ndarray of shape (movies,)
         Stars above the mean that the catalogue promises, and that the public gave, or again what is promised.
 
     Returns
     -------
-    dict of str to ndarray
+    dict of str to array
         ``numbers``, the catalogue's; ``vectors``, what users' weights are multiplied with, the last dimension being the
         same for all movies; ``qualities``, what is given, and the ``surplus`` over what is promised; and the overview's
         part in vectors and qualities.
     """
-    overview = np.where(sources == OVERVIEW, vectors, 0)
+    overview = vectors * (vectors.columns == OVERVIEW)
     # What the public gave owes the overview nothing.
     told = np.where(given == promised, overview @ learned["quality"][:-1], 0)
     return {
-        "numbers": vectors[:, is_number(sources)],
-        "vectors": with_level(promised, vectors) @ learned["projection"],
+        "numbers": vectors.filter(regex="^number/"),
+        "vectors": vectors.assign(quality=promised, level=np.float32(1)) @ learned["projection"],
         "qualities": given,
         "surplus": given - promised,
-        "overview_vectors": np.column_stack([told, overview]) @ learned["projection"][:-1],
+        "overview_vectors": overview.assign(quality=told, level=np.float32(0)) @ learned["projection"],
         "overview_qualities": told,
     }
 
@@ -88,19 +85,15 @@ class RatingModel:
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
-    def with_catalogue(self, catalogue: "pd.Index[str]", vectors: Floats, sources: NDArray[np.str_]) -> "RatingModel":
+    def with_catalogue(self, vectors: pd.DataFrame) -> "RatingModel":
         """Return a model that knows the movies of a catalogue, and as before those that ratings were learned from.
 
         Not of an updated model: ratings that were added may be of movies that have another place afterwards.
 
         Parameters
         ----------
-        catalogue : Index of shape (movies,)
-            Movie ids.
-        vectors : ndarray of shape (movies, dimensions)
+        vectors : DataFrame of shape (movies, dimensions)
             Of these movies, by `movie_vectors`.
-        sources : ndarray of shape (dimensions,)
-            As of `movie_vectors`.
 
         Returns
         -------
@@ -108,11 +101,12 @@ class RatingModel:
             A new one.
         """
         learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
-        others = ~catalogue.isin(rated)
-        vectors, movies = np.pad(vectors[others], {0: (0, 1)}), rated.append(catalogue[others])
-        promised = with_level(vectors) @ learned["quality"]
-        arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(catalogue)}
-        for name, rows in describe(learned, vectors, sources, promised, promised).items():
+        # The last movie is any that is unknown: no id is empty.
+        others = vectors.reindex([*vectors.index.difference(rated, sort=False), ""], fill_value=0)
+        movies = rated.append(others.index[:-1])
+        promised = np.asarray(others.assign(level=np.float32(1)) @ learned["quality"])
+        arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(vectors.index)}
+        for name, rows in describe(learned, others, promised, promised).items():
             arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
         return RatingModel(arrays, self.report)
 
@@ -388,8 +382,8 @@ def fit_model(
     (user, users), (movie, movies) = (pd.factorize(known[column]) for column in ("userId", "movieId"))
     if len(movies) < 2 * FIXED.folds:
         raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
-    features, (described, sources) = fit_sources(catalogue, embeddings, seed)
-    vectors = described[catalogue.index.get_indexer(movies)]
+    features, described = fit_sources(catalogue, embeddings, seed)
+    vectors = described.loc[[*movies]]
     enter("taste")
     stars, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
     movie_fold, mean = np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds, stars.mean()
@@ -401,15 +395,15 @@ def fit_model(
     public, tastes = Taste(FIXED.public_dimensions, seed), Taste(FIXED.dimensions, seed)
     for rounds in FIXED.passes:
         deviations = np.bincount(movie, stars - mean - taste) / counts
-        quality = public.fit(vectors, sources, opinions.assign(stars=deviations)).held_out_
+        quality = public.fit(vectors, opinions.assign(stars=deviations)).held_out_
         given = (trust * deviations + (1 - trust) * quality).astype(np.float32)
         personal = personal.assign(stars=stars - mean - given[movie])
-        taste = tastes.fit(np.column_stack([quality, vectors]), ["quality", *sources], personal, rounds).held_out_
+        taste = tastes.fit(vectors.assign(quality=quality), personal, rounds).held_out_
     enter("trees")
     usual = np.square(personal["stars"]).mean()
     user_habits, held_habits = habits(personal, given - quality, usual)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
-    plain, numbers = mean + quality[movie] + taste, vectors[:, is_number(sources)]
+    plain, numbers = mean + quality[movie] + taste, vectors.filter(regex="^number/").to_numpy()
     rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers[movie[some]]])
     corrections, error, interval = correct(rows, stars[some], plain[some], movie_fold[movie[some]], seed)
     away, level = stars - mean, shrunk_means(personal)[1]
@@ -432,5 +426,5 @@ def fit_model(
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | corrections
     # Tastes were learned from the rated movies as they look to the folds without them.
-    model = RatingModel(learned | describe(learned, vectors, sources, quality, given), report)
-    return model.with_catalogue(catalogue.index, described, sources)
+    model = RatingModel(learned | describe(learned, vectors, quality, given), report)
+    return model.with_catalogue(described)

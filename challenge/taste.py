@@ -27,11 +27,6 @@ def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[An
         return list(threads.map(task, *arguments))
 
 
-def with_level(*parts: Floats) -> Floats:
-    """Put a column of ones behind others."""
-    return np.column_stack([*parts, np.ones(len(parts[0]))]).astype(np.float32)
-
-
 def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
     """Yield users of like activity together with the places of their ratings.
 
@@ -210,15 +205,14 @@ class Taste:
         self.dimensions = dimensions
         self.seed = seed
 
-    def fit(self, vectors: Floats, sources: Iterable[str], ratings: pd.DataFrame, rounds: int = 0) -> "Taste":
+    def fit(self, vectors: pd.DataFrame, ratings: pd.DataFrame, rounds: int = 0) -> "Taste":
         """Learn the prior, then each user's weights on all ratings and on all but each fold.
 
         Parameters
         ----------
-        vectors : ndarray of shape (movies, dimensions)
-            Movie vectors.
-        sources : iterable of str, of length dimensions
-            The source of each dimension; the dimensions of one source share their scale. A later fit keeps the scales.
+        vectors : DataFrame of shape (movies, dimensions)
+            Movie vectors, each dimension under its source's name; the dimensions of one source share their scale. A
+            later fit keeps the scales.
         ratings : DataFrame
             What is learned from.
         rounds : int
@@ -234,13 +228,13 @@ class Taste:
         ----------
         Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
-        design = with_level(vectors)
+        design = vectors.assign(level=np.float32(1)).to_numpy()
         drawn = np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1)
         if not hasattr(self, "scales_"):
             some = ratings[ratings["user"].isin(drawn[: FIXED.learners])]
-            self._learn_scales(design, np.unique([*sources, "level"], return_inverse=True)[1], some)
+            self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)
         scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings["movie"], minlength=len(vectors))
-        self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0)).groupby([*map(str, sources)]).sum() ** 0.5
+        self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
         # What tells apart the movies that are rated most.
         weighted = np.linalg.qr(scaled * np.sqrt(counts, dtype=np.float32)[:, None], mode="r")
         axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T

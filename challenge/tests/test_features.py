@@ -1,11 +1,14 @@
 """Movie vectors from columns of every kind."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 
-from challenge.features import as_numbers, fit_sources, movie_vectors, tokens
+from challenge.features import Arrays, as_numbers, fit_sources, movie_vectors, tokens
 
 CATALOGUE = pd.DataFrame(
     {
@@ -19,6 +22,21 @@ CATALOGUE = pd.DataFrame(
     index=pd.Index(["a", "b", "c", "d"], name="movieId"),
 )
 EMBEDDINGS = np.array([[1, 0], [0, 1], [1, 1], [np.nan, np.nan]], np.float32)
+
+
+def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Arrays, tuple[NDArray[Any], NDArray[Any]]]:
+    """Return what was fitted, and the vectors and their sources apart."""
+    features, vectors = fit_sources(catalogue, embeddings)
+    assert vectors.index.equals(catalogue.index)
+    return features, (vectors.to_numpy(), vectors.columns.to_numpy())
+
+
+def describe(
+    features: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the vectors of later movies and their sources apart."""
+    vectors = movie_vectors(features, catalogue, embeddings)
+    return vectors.to_numpy(), vectors.columns.to_numpy()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +65,7 @@ def test_tokens(cell: str, found: list[str]) -> None:
 
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
-    _, (vectors, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
+    _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     kinds = {"number/budget", "number/premiere", "words/labels", "words/kind", "vector/overview embedding"}
     assert set(sources) == kinds | {"curve/number/budget", "curve/number/premiere"}
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
@@ -55,7 +73,7 @@ def test_kinds() -> None:
 
 def test_centred_and_scaled() -> None:
     """A source's vectors are centred, their mean square norm is 1, and gaps lie at the centre."""
-    _, (vectors, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
+    _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     for source, known in (("number/budget", [0, 2, 3]), ("vector/overview embedding", [0, 1, 2])):
         block = vectors[:, sources == source]
         np.testing.assert_allclose(block[known].mean(axis=0), 0, atol=1e-6)
@@ -67,7 +85,7 @@ def test_curves() -> None:
     """Bumps tell apart what a straight line cannot: the middle of a number from both of its ends."""
     numbers = np.linspace(-1, 1, 101)
     catalogue = pd.DataFrame({"x": numbers.astype(str), "overview": None}, dtype=object)
-    _, (vectors, sources) = fit_sources(catalogue, np.full((101, 2), np.nan, np.float32))
+    _, (vectors, sources) = fit(catalogue, np.full((101, 2), np.nan, np.float32))
     target = np.abs(numbers) - np.abs(numbers).mean()
     errors = [
         np.std(target - LinearRegression().fit(some, target).predict(some))
@@ -78,11 +96,11 @@ def test_curves() -> None:
 
 def test_later_movies() -> None:
     """Movies that come later are described as the same movies were in the fit; missing columns count as empty."""
-    features, (whole, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
-    np.testing.assert_array_equal(movie_vectors(features, CATALOGUE, EMBEDDINGS)[0], whole)
-    part, _ = movie_vectors(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
+    features, (whole, sources) = fit(CATALOGUE, EMBEDDINGS)
+    np.testing.assert_array_equal(describe(features, CATALOGUE, EMBEDDINGS)[0], whole)
+    part, _ = describe(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
     np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
-    without, _ = movie_vectors(features, CATALOGUE.drop(columns="budget"), EMBEDDINGS)
+    without, _ = describe(features, CATALOGUE.drop(columns="budget"), EMBEDDINGS)
     assert not without[:, sources == "number/budget"].any()
 
 
@@ -119,14 +137,14 @@ def test_numbers_with_words_for_gaps() -> None:
     catalogue = pd.DataFrame(
         {"votes": [*map(str, range(60)), *["TBA"] * 40], "award": ["1", None] * 50, "overview": None}
     )
-    _, (_, sources) = fit_sources(catalogue.astype(object), np.full((100, 2), np.nan, np.float32))
+    _, (_, sources) = fit(catalogue.astype(object), np.full((100, 2), np.nan, np.float32))
     assert set(sources) == {"number/votes", "curve/number/votes", "words/award"}
 
 
 def test_later_movies_without_overviews() -> None:
     """Where no movie has an overview, their embeddings' width is not known: they are gaps."""
-    features, (whole, sources) = fit_sources(CATALOGUE, EMBEDDINGS)
-    vectors, _ = movie_vectors(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
+    features, (whole, sources) = fit(CATALOGUE, EMBEDDINGS)
+    vectors, _ = describe(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
     overview = sources == "vector/overview embedding"
     assert not vectors[:, overview].any()
     np.testing.assert_array_equal(vectors[:, ~overview], whole[:, ~overview])
@@ -134,8 +152,8 @@ def test_later_movies_without_overviews() -> None:
 
 def test_numbers_without_bounds() -> None:
     """A number too large to be one counts as a gap."""
-    features, _ = fit_sources(CATALOGUE, EMBEDDINGS)
-    vectors, sources = movie_vectors(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
+    features, _ = fit(CATALOGUE, EMBEDDINGS)
+    vectors, sources = describe(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
     assert np.isfinite(vectors).all()
     assert not vectors[:3, sources == "number/budget"].any()
 
@@ -143,7 +161,7 @@ def test_numbers_without_bounds() -> None:
 def test_rounding_is_no_difference() -> None:
     """Embeddings that are all alike, to the last digits, tell nothing apart."""
     rounding = np.random.default_rng(0).normal(1, 1e-7, EMBEDDINGS.shape).astype(np.float32)
-    _, (_, sources) = fit_sources(CATALOGUE, rounding)
+    _, (_, sources) = fit(CATALOGUE, rounding)
     assert "vector/overview embedding" not in sources
 
 
@@ -151,6 +169,6 @@ def test_few_values_make_few_topics() -> None:
     """A column has no more dimensions than its values tell apart: what is beyond them would be rounding."""
     values = ["red car", "blue car", "green bike", "car bike"] * 20
     catalogue = pd.DataFrame({"thing": values, "overview": None}, dtype=object)
-    _, (vectors, sources) = fit_sources(catalogue, np.full((80, 2), np.nan, np.float32))
+    _, (vectors, sources) = fit(catalogue, np.full((80, 2), np.nan, np.float32))
     assert set(sources) == {"words/thing"} and len(sources) <= 4
     assert len(np.unique(vectors.round(4), axis=0)) == 4

@@ -139,8 +139,7 @@ def test_update(model: RatingModel) -> None:
 def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
     """Ratings of movies that have left the catalogue go on counting, also when others are added to them."""
     new = CATALOGUE.loc[PAIRS["movieId"].cat.categories]
-    vectors, sources = movie_vectors(model.features, new, EMBEDDINGS[: len(new)])
-    left = model.with_catalogue(new.index, vectors, sources)
+    left = model.with_catalogue(movie_vectors(model.features, new, EMBEDDINGS[: len(new)]))
     before = model.predict(PAIRS)
     np.testing.assert_allclose(left.predict(PAIRS), before, atol=1e-5)
     user = str(PAIRS["userId"].iloc[0])
@@ -160,7 +159,7 @@ def test_nothing_to_recommend(model: RatingModel) -> None:
 def test_corrected_catalogue(model: RatingModel) -> None:
     """What a catalogue makes of a movie counts for as long as nobody has rated it."""
     other = CATALOGUE.sample(frac=1, random_state=0).set_index(CATALOGUE.index)
-    changed = model.with_catalogue(other.index, *movie_vectors(model.features, other, EMBEDDINGS))
+    changed = model.with_catalogue(movie_vectors(model.features, other, EMBEDDINGS))
     movies = pd.DataFrame({"userId": "1", "movieId": CATALOGUE.index}, dtype="category")
     same = np.isclose(model.predict(movies), changed.predict(movies), rtol=0, atol=1e-6)
     rated = CATALOGUE.index.isin(RATINGS["movieId"])

@@ -110,7 +110,7 @@ def test_taste_finds_the_source_that_counts() -> None:
     truth = RANDOM.normal(size=(60, 4))
     signal = (vectors[ratings["movie"], :4] * truth[ratings["user"]]).sum(axis=1)
     ratings["stars"] += signal.astype(np.float32)
-    taste = Taste(9).fit(vectors, ["a"] * 4 + ["b"] * 4, ratings)
+    taste = Taste(9).fit(pd.DataFrame(vectors, columns=["a"] * 4 + ["b"] * 4), ratings)
     worth = np.sqrt((taste.projection_**2).sum(axis=1))
     assert worth[:4] == pytest.approx(1, rel=0.15)
     assert (worth[4:] < 0.2).all()
@@ -123,7 +123,7 @@ def test_prior_learns_how_weights_go_together() -> None:
     ratings = some_ratings(200, 300, 4000).assign(root=1.0)
     axis = (vectors.sum(axis=1) / 12**0.5)[ratings["movie"]] * RANDOM.normal(size=200)[ratings["user"]]
     ratings["stars"] += axis.astype(np.float32)
-    tastes = [Taste(13).fit(vectors, ["a"] * 12, ratings, rounds) for rounds in (0, 4)]
+    tastes = [Taste(13).fit(pd.DataFrame(vectors, columns=["a"] * 12), ratings, rounds) for rounds in (0, 4)]
     errors = [np.mean((taste.held_out_ - axis) ** 2) for taste in tastes]
     assert errors[1] < 0.8 * errors[0]
 
@@ -131,7 +131,7 @@ def test_prior_learns_how_weights_go_together() -> None:
 def test_all_movies_are_the_same_along_the_last_axis() -> None:
     """Also after it was learned how weights go together; what is predicted stays the same."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
-    taste = Taste(4).fit(vectors, ["a"] * 5, ratings, 3)
+    taste = Taste(4).fit(pd.DataFrame(vectors, columns=["a"] * 5), ratings, 3)
     design = np.column_stack([vectors, np.ones(60)]) @ taste.projection_
     assert design.shape == (60, 4) and np.ptp(design[:, -1]) == 0 < abs(design[0, -1])
     # Along these axes the prior is the unit normal: they carry what was learned.
@@ -142,9 +142,11 @@ def test_all_movies_are_the_same_along_the_last_axis() -> None:
 def test_prior_leaves_the_fold_out() -> None:
     """What a fold's ratings say does not come into the prior that predicts them."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
-    taste = Taste(6).fit(vectors, ["a"] * 5, ratings)
+    taste = Taste(6).fit(pd.DataFrame(vectors, columns=["a"] * 5), ratings)
     changed = ratings.assign(stars=ratings["stars"].where(ratings["fold"] != 1, -9))
-    first, second = (taste.fit(vectors, ["a"] * 5, some, 3).held_out_ for some in (ratings, changed))
+    first, second = (
+        taste.fit(pd.DataFrame(vectors, columns=["a"] * 5), some, 3).held_out_ for some in (ratings, changed)
+    )
     held_out = ratings["fold"] == 1
     np.testing.assert_allclose(first[held_out], second[held_out], atol=1e-4)
     assert not np.allclose(first[~held_out], second[~held_out], atol=0.1)
