@@ -233,11 +233,11 @@ class Taste:
         if not hasattr(self, "scales_"):
             some = ratings[ratings["user"].isin(drawn[: FIXED.learners])]
             self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)
-        scaled, counts = design[:, :-1] * self.scales_[:-1], np.bincount(ratings["movie"], minlength=len(vectors))
+        scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
         # What tells apart the movies that are rated most.
-        weighted = np.linalg.qr(scaled * np.sqrt(counts, dtype=np.float32)[:, None], mode="r")
-        axes = np.linalg.svd(weighted, full_matrices=False)[2][: self.dimensions - 1].T
+        counts = np.bincount(ratings["movie"], minlength=len(vectors)).astype(np.float32)
+        axes = np.linalg.eigh(scaled.T @ (scaled * counts[:, None])).eigenvectors[:, ::-1][:, : self.dimensions - 1]
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
         projected, unit = design @ projection, np.eye(len(projection.T), dtype=np.float32)
         some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
