@@ -77,9 +77,9 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
     error : floating
         Sum of the squares that the regressions leave of the target.
     """
-    inverse = np.linalg.inv(rows @ rows.transpose(0, 2, 1) + np.eye(rows.shape[1], dtype=rows.dtype))
+    inverse = np.linalg.inv(rows @ rows.mT + np.eye(rows.shape[1], dtype=rows.dtype))
     left = inverse @ target
-    size = np.square(rows.transpose(0, 2, 1) @ left).sum(axis=(0, 2))
+    size = np.square(rows.mT @ left).sum(axis=(0, 2))
     return size, (inverse @ rows * rows).sum(axis=(0, 1)), np.square(left).sum()
 
 
@@ -92,7 +92,7 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
         Movie vectors.
     ratings : DataFrame
         What is learned from.
-    prior : ndarray of shape (folds + 1, dimensions, dimensions) or (dimensions, dimensions)
+    prior : ndarray of shape (folds + 1 or 1, dimensions, dimensions) or (dimensions, dimensions)
         Covariance of the weights in units of the noise, where each fold is left out and where none is, or for all.
 
     Returns
@@ -111,19 +111,18 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
 
     def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> Any:
         rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
-        trusted = rows * trust
-        columns, (folds, most) = trusted.swapaxes(2, 3), there.shape[1:]
+        trusted, (folds, most) = rows * trust, there.shape[1:]
         # Each fit's folds: all but one, and last all.
         kept = 1 - np.eye(folds + 1, folds, dtype=np.float32)
         if folds * most < vectors.shape[1]:
             # Few ratings: a small system for each instead (Woodbury's identity).
             some = trusted.reshape(len(batch), 1, folds * most, -1) * kept.repeat(most, axis=1)[..., None]
             image = some @ prior
-            inner = np.linalg.inv(image @ some.swapaxes(2, 3) + np.eye(folds * most, dtype=np.float32))
-            covariance = prior - image.swapaxes(2, 3) @ inner @ image
+            inner = np.linalg.inv(image @ some.mT + np.eye(folds * most, dtype=np.float32))
+            covariance = prior - image.mT @ inner @ image
         else:
-            covariance = np.linalg.inv(np.einsum("ef,uf...->ue...", kept, columns @ trusted) + precision)
-        weight = covariance @ np.einsum("ef,uf...->ue...", kept, columns @ (stars[places][..., None] * trust))
+            covariance = np.linalg.inv(np.einsum("ef,uf...->ue...", kept, trusted.mT @ trusted) + precision)
+        weight = covariance @ np.einsum("ef,uf...->ue...", kept, trusted.mT @ (stars[places][..., None] * trust))
         held_out[places[there]] = (rows @ weight[:, :-1])[there][:, 0]
         weights[batch] = weight[:, -1, :, 0]
         return covariance.sum(axis=0) + weight[..., 0].transpose(1, 2, 0) @ weight[..., 0].swapaxes(0, 1)
@@ -239,13 +238,12 @@ class Taste:
         counts = np.bincount(ratings["movie"], minlength=len(vectors)).astype(np.float32)
         axes = np.linalg.eigh(scaled.T @ (scaled * counts[:, None])).eigenvectors[:, ::-1][:, : self.dimensions - 1]
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
-        projected, unit = design @ projection, np.eye(len(projection.T), dtype=np.float32)
+        projected, prior = design @ projection, np.eye(len(projection.T), dtype=np.float32)[None]
         some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
-        prior = np.tile(unit, (ratings["fold"].max() + 2, 1, 1))
         for _ in range(rounds):
-            _, _, scatter = fit_users(projected, some, prior)
+            _, _, total = fit_users(projected, some, prior)
             # In double precision: where tastes explain all that there is, single is not enough for the next round.
-            prior = (FIXED.pseudo_users * unit + scatter.astype(float)) / (FIXED.pseudo_users + some["user"].nunique())
+            prior = (FIXED.pseudo_users * np.eye(len(prior.T)) + total) / (FIXED.pseudo_users + some["user"].nunique())
         weights, self.held_out_, _ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.
         root = np.linalg.cholesky(prior[-1])
