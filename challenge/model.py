@@ -426,5 +426,4 @@ def fit_model(
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | corrections
     # Tastes were learned from the rated movies as they look to the folds without them.
-    model = RatingModel(learned | describe(learned, vectors, quality, given), report)
-    return model.with_catalogue(described)
+    return RatingModel(learned | describe(learned, vectors, quality, given), report).with_catalogue(described)
