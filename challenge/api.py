@@ -83,6 +83,7 @@ def train(file: Upload, prefer: Annotated[str, Header()] = "") -> Any:
     return JSONResponse(show_training(number), 202, headers)
 
 
+# Numbers go as far as JSON's are exact.
 @router.get("/trainings/{number}")
 def show_training(number: Annotated[int, Path(ge=1, le=2**53)]) -> dict[str, Any]:
     """Tell how far a training is, then its report or what went wrong."""

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache, partial
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -124,7 +124,9 @@ def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
             raise
         logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
         # There is no journal beside it: SQLite takes back what it holds before it reads anything, and after an error.
-        cache.replace(cache.with_name(f"damaged-{cache.name}"))
+        # Another process may have done it just now.
+        with suppress(FileNotFoundError):
+            cache.replace(cache.with_name(f"damaged-{cache.name}"))
         return recall(texts, encoder, cache, most, progress)
 
 

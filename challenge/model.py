@@ -101,8 +101,8 @@ class RatingModel:
             A new one.
         """
         learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
-        # The last movie is any that is unknown: no id is empty.
-        others = vectors.reindex([*vectors.index.difference(rated, sort=False), ""], fill_value=0)
+        # The last movie is any that is unknown; an id has no spaces around it, so none is called like that.
+        others = vectors.reindex([*vectors.index.difference(rated, sort=False), " "], fill_value=0)
         movies = rated.append(others.index[:-1])
         promised = np.asarray(others.assign(level=np.float32(1)) @ learned["quality"])
         arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(vectors.index)}

@@ -12,8 +12,8 @@ from pydantic_settings import BaseSettings
 VERSION = "1.6.0"
 PACKAGE = Path(__file__).parent
 # What is data: the model's numbers, what the API says of itself, the form of the log's lines.
-DATA = ("parameters.yaml", "openapi.yaml", "logging.yaml")
-FIXED = SimpleNamespace(**yaml.safe_load("".join((PACKAGE / name).read_text("utf-8") for name in DATA)))
+DATA = [yaml.safe_load((PACKAGE / f"{name}.yaml").read_text("utf-8")) for name in ("parameters", "openapi", "logging")]
+FIXED = SimpleNamespace(**DATA[0], **DATA[1], **DATA[2])
 logger = logging.getLogger(__package__)
 
 

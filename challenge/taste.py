@@ -228,7 +228,9 @@ class Taste:
         Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
         design = vectors.assign(level=np.float32(1)).to_numpy()
-        drawn = np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1)
+        # First one who rated a movie of the last fold, that tells how many there are; then by chance.
+        last = ratings["user"].iloc[ratings["fold"].argmax()]
+        drawn = np.append(last, np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1))
         if not hasattr(self, "scales_"):
             some = ratings[ratings["user"].isin(drawn[: FIXED.learners])]
             self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)

@@ -221,6 +221,9 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(re.search(pattern, name) is not None)
 
+    # Also where no epoch is left to a training that goes on.
+    on_train_begin = on_epoch_begin
+
 
 def measure(how: dict[str, Any], what: str, tasks: list[Task], logits: Any, labels: Any) -> dict[str, Any]:
     """Judge the tasks by their kinds' `LOSSES` or `SCORES`, where they have labels; one without any is left out.

@@ -1,5 +1,7 @@
 """The rating model on small synthetic data."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,23 @@ def test_strangers(model: RatingModel) -> None:
     movies = PAIRS["movieId"].astype(str).unique()[:20]
     public = model.predict(pd.DataFrame({"userId": "x", "movieId": movies}, dtype="category"))
     assert len(set(public)) > 15
+
+
+def test_movie_without_a_name(model: RatingModel) -> None:
+    """An unknown movie is not mistaken for one whose id is blank."""
+    catalogue = pd.concat([CATALOGUE, CATALOGUE.iloc[[3]].set_axis([""])])
+    vectors = movie_vectors(model.features, catalogue, np.zeros((len(catalogue), 4), np.float32))
+    pairs = pd.DataFrame({"userId": "1", "movieId": ["nobody knows it", ""]}, dtype="category")
+    known, again = model.predict(pairs), model.with_catalogue(vectors).predict(pairs)
+    assert known[0] == again[0] != again[1]
+
+
+def test_many_ask_why_at_once(model: RatingModel) -> None:
+    """Threads that explain side by side get what one alone gets."""
+    alone = model.explain(PAIRS)
+    with ThreadPoolExecutor(8) as threads:
+        for told in threads.map(model.explain, [PAIRS] * 24):
+            pd.testing.assert_frame_equal(told, alone)
 
 
 def test_explanations_add_up(model: RatingModel) -> None:

@@ -185,7 +185,7 @@ def test_all_ratings_or_none(store: Store) -> None:
     assert store.added().empty
 
 
-def test_replacing(tmp_path: Path) -> None:
+def test_replace(tmp_path: Path) -> None:
     """A file is replaced as a whole or not at all, and nothing else is left."""
     path = tmp_path / "file"
     path.write_bytes(b"old")

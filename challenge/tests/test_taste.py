@@ -128,6 +128,16 @@ def test_prior_learns_how_weights_go_together() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_fold_that_hardly_anybody_rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The covariance is learned for each fold, also where none of the users drawn rated a movie of the last."""
+    monkeypatch.setattr(FIXED, "coupled", 3)
+    ratings = some_ratings(40, 30, 500)
+    ratings = ratings[(ratings["fold"] < 2) | (ratings["user"] == 39)].reset_index(drop=True)
+    vectors = pd.DataFrame(RANDOM.normal(size=(30, 5)), columns=["a"] * 5, dtype=np.float32)
+    for seed in range(5):
+        assert np.isfinite(Taste(6, seed).fit(vectors, ratings, 2).held_out_).all()
+
+
 def test_all_movies_are_the_same_along_the_last_axis() -> None:
     """Also after it was learned how weights go together; what is predicted stays the same."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)

@@ -217,11 +217,12 @@ def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> N
     ("epoch", "expected"),
     [(0, {"heads"}), (1.0000001, {"heads", "encoder.transformer.layer.1"}), (5, {"heads", "encoder"})],
 )
-def test_unfreezing(tiny: Path, epoch: float, expected: set[str]) -> None:
-    """Each epoch trains what the last pattern that counts finds, and nothing else."""
+@pytest.mark.parametrize("begin", ["on_train_begin", "on_epoch_begin"])
+def test_unfreezing(tiny: Path, begin: str, epoch: float, expected: set[str]) -> None:
+    """Each epoch trains what the last pattern that counts finds, and nothing else; so does what has none left."""
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     state = type("State", (), {"epoch": epoch})()
-    Unfreezing({0: "^heads", 1: r"^heads|layer\.1\.", 3: "."}).on_epoch_begin(None, state, None, model)
+    getattr(Unfreezing({0: "^heads", 1: r"^heads|layer\.1\.", 3: "."}), begin)(None, state, None, model)
     trained = {name for name, part in model.named_parameters() if part.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(tuple(expected))}
 
