@@ -271,9 +271,9 @@ class RatingModel:
         for one, target in zip(user, movie):
             rows = own.get(one, [])
             rated = movies[rows]
-            stars = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
-            best = np.argsort(-np.abs(stars))[: FIXED.reasons]
-            yield dict(zip(learned["movies"][rated[best]].tolist(), stars[best].tolist()))
+            added = left[rows] * (learned["vectors"][rated, :-1] @ learned["vectors"][target, :-1])
+            best = np.argsort(-np.abs(added))[: FIXED.reasons]
+            yield dict(zip(learned["movies"][rated[best]].tolist(), added[best].tolist()))
 
 
 def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:

@@ -54,7 +54,7 @@ def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indice
     most = pd.Series(counts.max(axis=1)).sort_values(kind="stable")
     filled = (np.maximum(most * folds, width) * width).cumsum() // FIXED.batch
     # Nobody in a batch has more than twice as many ratings in a fold as another: little is padded.
-    for _, alike in most[most > 0].groupby(filled + np.frexp(most)[1]):
+    for _, alike in most[most > 0].groupby([filled, np.frexp(most)[1]]):
         batch, steps = alike.index.to_numpy(), np.arange(alike.max())
         there = steps < counts[batch][..., None]
         yield batch, by_cell[np.where(there, starts[batch][..., None] + steps, 0)], there
@@ -256,11 +256,12 @@ class Taste:
         """Maximise the marginal likelihood of ratings (MacKay 1992, Bayesian interpolation, section 4)."""
         some = ratings.assign(fold=0).groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
-        # No more rows than columns, however many ratings, have the same regression; all are of one fold.
-        small = [np.linalg.qr(rows[places] * there[..., None], "r") for _, places, there in batches(some, len(sources))]
+        # No more rows than columns, however many ratings, have the same regression.
+        groups = batches(some, len(sources))
+        small = [np.linalg.qr(rows[places[:, 0]] * there[:, 0, :, None], "r") for _, places, there in groups]
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
-            sums = side_by_side(lambda rows: evidence(rows[:, 0, :, :-1] * self.scales_, rows[:, 0, :, -1:]), small)
+            sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))
             self.noise_ = float((error + FIXED.scales[0]) / max(len(some) - known.sum(), 1))
             growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_
