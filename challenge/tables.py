@@ -1,6 +1,5 @@
 """CSV files in, checked tables out."""
 
-import re
 from pathlib import Path
 from typing import IO
 
@@ -30,8 +29,8 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        Ids that must be there as categories, other cells as text, one row a line; the index is the line's distance from
-        the header.
+        Columns that must be there as categories, without spaces around their cells, other columns as text; one row a
+        line, the index is the line's distance from the header.
 
     Raises
     ------
@@ -50,9 +49,12 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
         if (found := names.count(column)) != 1:
             raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {names}"[:300])
         reject(table[column].isna(), "is empty")
+        # Programs write .0 behind ids where a column has gaps.
+        places, texts = pd.factorize(table[column])
+        table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
     if table.empty:
         raise TableError("the file has no rows")
-    return table.assign(**{column: as_ids(table[column]) for column in columns if column.endswith("Id")})
+    return table
 
 
 def reject(wrong: "pd.Series[bool]", what: str) -> None:
@@ -60,12 +62,6 @@ def reject(wrong: "pd.Series[bool]", what: str) -> None:
     if wrong.any():
         # The index counts lines from 0, the header's; a reader counts from 1.
         raise TableError(f"line {wrong.index[wrong][0] + 1}, column '{wrong.name}': the cell {what}")
-
-
-def as_ids(column: "pd.Series[str]") -> "pd.Categorical[str]":
-    """Return ids as categories, without spaces around them and the .0 that programs write where a column has gaps."""
-    places, texts = pd.factorize(column)
-    return pd.Categorical([re.sub(r"^(\d+)\.0$", r"\1", text.strip()) for text in texts]).take(places)
 
 
 def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
