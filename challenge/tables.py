@@ -42,12 +42,11 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     except ValueError as error:
         raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
     # What has no name is an index that some program wrote.
-    table = table.loc[:, table.iloc[0].notna()]
-    names = [FIXED.names.get(name.strip().lower(), name.strip()) for name in table.iloc[0]]
-    table = table.set_axis(names, axis=1)[1:].dropna(how="all")
+    names = table.iloc[0].dropna().str.strip().replace(FIXED.names, regex=True)
+    table = table[names.index].set_axis([*names], axis=1)[1:].dropna(how="all")
     for column in columns:
-        if (found := names.count(column)) != 1:
-            raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {names}"[:300])
+        if (found := (names == column).sum()) != 1:
+            raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {[*names]}"[:300])
         reject(table[column].isna(), "is empty")
         # Programs write .0 behind ids where a column has gaps.
         places, texts = pd.factorize(table[column])
