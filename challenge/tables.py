@@ -47,10 +47,10 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     for column in columns:
         if (found := (names == column).sum()) != 1:
             raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {[*names]}"[:300])
-        reject(table[column].isna(), "is empty")
         # Programs write .0 behind ids where a column has gaps.
-        places, texts = pd.factorize(table[column])
+        places, texts = pd.factorize(table[column].fillna(""))
         table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
+        reject(table[column] == "", "is empty")
     if table.empty:
         raise TableError("the file has no rows")
     return table
