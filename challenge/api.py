@@ -57,7 +57,7 @@ router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTP
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse what has no key, is too large or comes on top of too much else, before its body is read."""
     # What needs no key and is never too much.
-    if request.url.path.startswith(("/health/", "/docs", "/openapi.json")):
+    if request.url.path.removeprefix(request.scope["root_path"]).startswith(("/health/", "/docs", "/openapi.json")):
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
     if wanted and not compare_digest(key.partition(" ")[2].encode("latin-1"), wanted.encode()):
