@@ -35,7 +35,7 @@ slots = Semaphore(settings.concurrency)
 
 def on_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what was refused or went wrong by a problem document."""
-    headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error))
+    headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error) or repr(error))
     status = getattr(error, "status_code", 500)
     # An exception of a status alone is named as the status is.
     plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
