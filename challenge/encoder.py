@@ -77,8 +77,7 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
             with path.open("rb") as file:
                 digest.update(path.name.encode() + file_digest(file, "blake2b").digest())
     encoder = Encoder(name, max_tokens, precision, digest.hexdigest())
-    some = tuple(dict.fromkeys(texts))[: FIXED.probed]
-    return proven(encoder, some) if precision == "int8" and some else encoder
+    return proven(encoder, tuple(dict.fromkeys(texts))[: FIXED.probed]) if precision == "int8" and texts else encoder
 
 
 def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress = dict) -> Encoded:
