@@ -165,11 +165,12 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer, utils
 
     with folder_of(encoder.name) as folder:
-        if choose(*encoder[:3]) != encoder:
-            raise ValueError("it has changed since the training; train again")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # What is to learn is freed by `teaching`.
         model = AutoModel.from_pretrained(folder, dtype=FIXED.dtypes[encoder.precision]).requires_grad_(False)
+        # Not before they are read, lest they change in between.
+        if choose(*encoder[:3]) != encoder:
+            raise ValueError("it has changed since the training; train again")
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError("its tokenizer is missing or of another model")
     device = "cuda" if utils.is_torch_cuda_available() else "cpu"
