@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,13 +190,13 @@ def quantize(layer: Any) -> None:
         scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127
         return (rows / scale).round_().to(torch.int8), scale
 
-    def multiply(weight: Any, scale: Any, states: Any) -> Any:
+    def multiply(states: Any) -> Any:
         rows, size = integers(states.flatten(0, -2))
-        return torch.addcmul(layer.bias, torch._int_mm(rows, weight) * size, scale).unflatten(0, states.shape[:-1])
+        return torch.addcmul(layer.bias, torch._int_mm(rows, weight.T) * size, scale.T).unflatten(0, states.shape[:-1])
 
     if isinstance(layer, torch.nn.Linear):
         weight, scale = integers(layer.weight)
-        layer.forward = partial(multiply, weight.T.contiguous(), scale[:, 0])
+        layer.forward = multiply
 
 
 @lru_cache(maxsize=1)
