@@ -137,7 +137,7 @@ def native_precision() -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     names = " ".join(name for name, there in torch.cpu.get_capabilities().items() if there is True)
-    return "bf16" if "bf16" in names else "int8" if "vnni" in names else "fp32"
+    return next((precision for part, precision in FIXED.native.items() if part in names), "fp32")
 
 
 @contextmanager
