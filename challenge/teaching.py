@@ -275,7 +275,7 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
 def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> list[list[float]]:
     """Mark the tokens of a text that belong to an item; special ones, which lie nowhere, have no label."""
     # Few items are anywhere in the text; only those are worth a search for whole words.
-    names = [rf"(?i)\b{re.escape(item)}\b" for item in items if len(item) >= FIXED.shortest and item in text.lower()]
+    names = [FIXED.named % re.escape(item) for item in items if len(item) >= FIXED.shortest and item in text.lower()]
     inside = {place for name in names for match in re.finditer(name, text) for place in range(*match.span())}
     return [[start in inside if start < end else NONE] for start, end in spans]
 
