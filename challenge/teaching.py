@@ -162,8 +162,9 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             weight; a task of weight 0 or without a label has no part in it.
         """
         guessing = self.training and self.weights["masked_loss"] > 0
-        seen, hidden = self.hide(input_ids.clone()) if guessing else (input_ids, input_ids)
-        states = self.encoder(input_ids=seen, attention_mask=attention_mask).last_hidden_state
+        # The collator that hides mixes devices: it can on the processor alone.
+        seen, hidden = self.hide(input_ids.to("cpu", copy=True)) if guessing else (input_ids, input_ids)
+        states = self.encoder(input_ids=seen.to(input_ids.device), attention_mask=attention_mask).last_hidden_state
         pooled = pool(states, attention_mask).unsqueeze(1)
         logits = {task.name: self.heads[task.name](states if task.kind == "tokens" else pooled) for task in self.tasks}
         losses = measure(LOSSES, "loss", [task for task in self.tasks if task.weight], logits, labels)
@@ -171,7 +172,7 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
             # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
             # tasks are scored on whole texts.
             guesses = self.heads["masked"](states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
-            losses["masked_loss"] = CHOICE(guesses, hidden[hidden != NONE])
+            losses["masked_loss"] = CHOICE(guesses, hidden[hidden != NONE].to(guesses.device))
         if self.training:
             self.losses.append({name: loss.item() for name, loss in losses.items()})
         # Where nothing is labelled there still is a gradient to follow.
