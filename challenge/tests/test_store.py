@@ -2,7 +2,7 @@
 
 import sqlite3
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -130,6 +130,25 @@ def test_one_training_at_a_time(store: Store) -> None:
     assert dead["state"] == "failed" and "stopped" in dead["error"]
     with other.alone():
         pass
+
+
+def test_start_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be written a store is opened all the same, also after a training that was killed."""
+    number, dead = train(store), store.begin()
+    rows = Store._rows
+
+    def full(self: Store, query: str, *values: Any) -> list[dict[str, Any]]:
+        if not query.startswith("SELECT"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return rows(self, query, *values)
+
+    monkeypatch.setattr(Store, "_rows", full)
+    assert Store(store.folder).load_active().report == MODEL.report
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.alone()
+    monkeypatch.undo()
+    with store.alone():
+        assert (store.active(), store.training(dead)["state"]) == (number, "failed")
 
 
 def test_progress(store: Store) -> None:
