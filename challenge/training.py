@@ -91,8 +91,7 @@ class Service:
             clock[stage] = perf_counter()
 
         # Of the catalogue before it is read, lest a later one is taken for it.
-        fingerprints = {"package": VERSION, "catalogue": digest(self.settings.catalogue)}
-        told: dict[str, Any] = {"model": number, "fingerprints": fingerprints}
+        told: dict[str, Any] = {"fingerprints": {"package": VERSION, "catalogue": digest(self.settings.catalogue)}}
         catalogue, name = read_catalogue(self.settings.catalogue), self.settings.encoder
         if len(added := self.store.added()):
             ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
@@ -110,12 +109,12 @@ class Service:
         # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
-        fingerprints["ratings"] = sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()
+        told["fingerprints"]["ratings"] = sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()
         enter("saving")
-        seconds = pd.Series(clock).diff().shift(-1).dropna().to_dict()
-        model.report |= told | {"encoder": encoder._asdict(), "overviews encoded": encoded, "seconds": seconds}
+        told["seconds"] = pd.Series(clock).diff().shift(-1).dropna().to_dict()
+        model.report |= told | {"model": number, "encoder": encoder._asdict(), "overviews encoded": encoded}
         self.store.save(model, number, self.settings.keep)
-        for stage, took in seconds.items():
+        for stage, took in told["seconds"].items():
             SECONDS.labels(stage).observe(took)
         logger.info("trained: %s", model.report)
         return model.report
