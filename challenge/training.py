@@ -3,6 +3,7 @@
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import cached_property, partial
 from hashlib import sha256
@@ -18,7 +19,7 @@ from challenge.encoder import Encoder, choose, encode
 from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
 from challenge.settings import VERSION, Settings, logger
-from challenge.store import Store, digest, replace
+from challenge.store import NotTrainedError, Store, digest, replace
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
 ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
@@ -138,9 +139,9 @@ class Service:
             If it cannot be used; the message names the line and the column.
         """
         catalogue = read_catalogue(source)
-        for model, _ in self._serving.values():
-            # Now, lest the next prediction waits for it.
-            self._encode(catalogue["overview"], Encoder(**model.report["encoder"]))
+        with suppress(NotTrainedError):
+            # Now, lest the next prediction waits for it, or fails without the encoder.
+            self._encode(catalogue["overview"], Encoder(**self.store.load_active().report["encoder"]))
         source.seek(0)
         replace(self.settings.catalogue.resolve(), lambda file: file.writelines(source))
         return len(catalogue)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from challenge.encoder import EncoderUnavailableError
 from challenge.model import NotFoundError
 from challenge.settings import Settings
 from challenge.store import NotTrainedError, TrainingBusyError
@@ -176,6 +177,15 @@ def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptu
         assert "catalogue" in caplog.text
     finally:
         path.write_bytes(content)
+
+
+def test_catalogue_without_the_encoder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalogue whose overviews cannot be encoded is refused, also by a worker that has not predicted yet."""
+    before, worker = service.settings.catalogue.read_bytes(), other(service)
+    monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(EncoderUnavailableError("gone")))
+    with pytest.raises(EncoderUnavailableError):
+        worker.replace_catalogue(BytesIO(b"movieId,overview\n1,What nobody has read.\n"))
+    assert service.settings.catalogue.read_bytes() == before
 
 
 def test_catalogue_without_a_model(tmp_path: Path) -> None:
