@@ -95,7 +95,9 @@ class Service:
         told: dict[str, Any] = {"fingerprints": {"package": VERSION, "catalogue": digest(self.settings.catalogue)}}
         catalogue, name = read_catalogue(self.settings.catalogue), self.settings.encoder
         if len(added := self.store.added()):
-            ratings = pd.concat([ratings, added]).drop_duplicates(["userId", "movieId"], keep="last")
+            # Two tables' categories, where they differ, are text again; ids are compared faster by category.
+            ratings = pd.concat([ratings, added]).astype({"userId": "category", "movieId": "category"})
+            ratings = ratings.drop_duplicates(["userId", "movieId"], keep="last")
         if self.settings.teach:
             # Slow to import, and seldom needed.
             from challenge.teaching import read_plan, teach
