@@ -305,10 +305,8 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
     trial = lgb.cv(settings | FIXED.search, data, folds=splits, return_cvbooster=True)["cvbooster"]
-    held_out = np.empty(len(target))
-    for booster, (_, rows) in zip(trial.boosters, splits):
-        held_out[rows] = booster.predict(features[rows], num_iteration=trial.best_iteration)
-    return lgb.train(settings, data, trial.best_iteration).model_to_string(), held_out
+    parts = [pd.Series(booster.predict(features[rows]), rows) for booster, (_, rows) in zip(trial.boosters, splits)]
+    return lgb.train(settings, data, trial.best_iteration).model_to_string(), pd.concat(parts).sort_index().to_numpy()
 
 
 def correct(features: Floats, stars: Floats, plain: Floats, folds: Indices, seed: int) -> tuple[Arrays, Floats, Any]:
