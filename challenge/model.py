@@ -211,13 +211,13 @@ class RatingModel:
         DataFrame of shape (at most count, 5)
             ``movieId`` and the columns of `explain`, the best first; no row where nothing is left.
         """
-        history = self._history(self.users.get_indexer(pd.Index([user])))
-        others = np.setdiff1d(np.flatnonzero(self.arrays["listed"]), history["movie"])
-        pairs = pd.DataFrame({"userId": user, "movieId": self.movies[others]})
-        if pairs.empty:
-            return pairs[["movieId"]]
-        best = pairs.loc[self.predict(pairs).nlargest(count).index].reset_index(drop=True)
-        return pd.concat([best["movieId"], self.explain(best, level)], axis=1)
+        rated = self._history(self.users.get_indexer(pd.Index([user])))["movie"]
+        pairs = pd.DataFrame({"userId": user, "movieId": self.movies})[self.arrays["listed"]]
+        best = pairs.loc[self.predict(pairs).drop(rated, errors="ignore").nlargest(count).index]
+        # LightGBM cannot tell what it adds to no rating at all.
+        if best.empty:
+            return best[["movieId"]]
+        return best[["movieId"]].join(self.explain(best, level))
 
     def update(self, ratings: pd.DataFrame) -> "RatingModel":
         """Return a model that knows more ratings; their users' tastes and habits are learned anew.
