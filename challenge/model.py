@@ -309,14 +309,14 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     return lgb.train(settings, data, trial.best_iteration).model_to_string(), pd.concat(parts).sort_index().to_numpy()
 
 
-def correct(features: Floats, stars: Floats, plain: Floats, folds: Indices, seed: int) -> tuple[Arrays, Floats, Any]:
+def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, seed: int) -> tuple[Arrays, Floats, Any]:
     """Learn what is left of ratings, and how far they will be off even so.
 
     Parameters
     ----------
     features : ndarray of shape (rows, features)
         Without gaps.
-    stars, plain : ndarray of shape (rows,)
+    rating, plain : ndarray of shape (rows,)
         Ratings, and what is predicted without trees.
     folds : ndarray of shape (rows,)
         The fold of each row's movie.
@@ -333,8 +333,8 @@ def correct(features: Floats, stars: Floats, plain: Floats, folds: Indices, seed
     interval : dict of str to float
         Share of the first fold's ratings in the intervals that the other folds make, and the intervals' mean width.
     """
-    trees, correction = boost(features, stars - plain, folds, seed)
-    error = stars - np.clip(plain + correction, *FIXED.stars)
+    trees, correction = boost(features, rating - plain, folds, seed)
+    error = rating - np.clip(plain + correction, *FIXED.stars)
     reach_trees, reach = boost(features, np.abs(error), folds, seed)
     scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
     limit = np.quantile(scores[folds > 0], FIXED.level)
@@ -383,29 +383,28 @@ def fit_model(
     features, described = fit_sources(catalogue, embeddings, seed)
     vectors = described.loc[[*movies]]
     enter("taste")
-    stars, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
-    movie_fold, mean = np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds, stars.mean()
-    trust, roots = counts / (counts + FIXED.prior), np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
+    rating, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
+    mean, movie_fold = rating.mean(), np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds
+    stars, roots = rating - mean, np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
     personal = pd.DataFrame({"user": user, "movie": movie, "fold": movie_fold[movie], "root": np.float32(1)})
     # The movies are the ratings of one user, the public.
     opinions = pd.DataFrame({"user": 0, "movie": range(len(movies)), "fold": movie_fold, "root": roots})
-    taste = user_mean = shrunk_means(personal.assign(stars=stars - mean))[1]
+    taste = user_mean = shrunk_means(personal.assign(stars=stars))[1]
     public, tastes = Taste(FIXED.public_dimensions, seed), Taste(FIXED.dimensions, seed)
     for rounds in FIXED.passes:
-        deviations = np.bincount(movie, stars - mean - taste) / counts
+        deviations = np.bincount(movie, stars - taste) / counts
         quality = public.fit(vectors, opinions.assign(stars=deviations)).held_out_
-        given = (trust * deviations + (1 - trust) * quality).astype(np.float32)
-        personal = personal.assign(stars=stars - mean - given[movie])
+        given = (quality + (deviations - quality) * counts / (counts + FIXED.prior)).astype(np.float32)
+        personal = personal.assign(stars=stars - given[movie])
         taste = tastes.fit(vectors.assign(quality=quality), personal, rounds).held_out_
     enter("trees")
     usual = np.square(personal["stars"]).mean()
     user_habits, held_habits = habits(personal, given - quality, usual)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
-    plain, numbers = mean + quality[movie] + taste, vectors.filter(regex="^number/").to_numpy()
+    plain, numbers = quality[movie] + taste, vectors.filter(regex="^number/").to_numpy()
     rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers[movie[some]]])
-    corrections, error, interval = correct(rows, stars[some], plain[some], movie_fold[movie[some]], seed)
-    away, level = stars - mean, shrunk_means(personal)[1]
-    errors = [away, away - user_mean, away - quality[movie] - level, stars - plain, error]
+    corrections, error, interval = correct(rows, rating[some], mean + plain[some], movie_fold[movie[some]], seed)
+    errors = [stars, stars - user_mean, stars - quality[movie] - shrunk_means(personal)[1], stars - plain, error]
     report = {
         "rows": len(ratings),
         "rows of movies in the catalogue": len(known),
