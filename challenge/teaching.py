@@ -304,6 +304,9 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
         If the movies say too little of it.
     """
     cells = movies.reindex(columns=task.columns, fill_value="").fillna("")
+    if task.kind == "regression":
+        # Words say nothing of a number.
+        cells = cells.iloc[:, :1].where(pd.notna(as_numbers(cells.iloc[:, 0])), "")
     there = (cells != "").any(axis=1).to_numpy()
     if there.sum() < task.least:
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")

@@ -281,8 +281,9 @@ BEARER = ("-H", f"Authorization: Bearer {KEY}")
 
 @pytest.fixture(scope="module")
 def pair(start: Start, server: Server) -> Server:
-    """Start two workers with a key and narrow limits on a copy of the trained server's models."""
+    """Start two workers with a key, narrow limits and a proxy's path on a copy of the trained server's models."""
     limits = {"CHALLENGE_MAX_UPLOAD": "300kB", "CHALLENGE_API_KEY": KEY, "CHALLENGE_LOG": "json"}
+    limits["UVICORN_ROOT_PATH"] = "/behind/a/proxy"
     models = server.folder / "models"
     return start(DEMO / "df_movies.csv", models, CHALLENGE_ENCODER=str(ENCODER), WEB_CONCURRENCY="2", **limits)
 

@@ -27,6 +27,7 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("a short row", True, b"userId,movieId,rating\n1,2,3\n1,3\n", ["line 3", "'rating'", "empty"]),
     ("an empty user", False, b"userId,movieId\n1,2\n,2\n", ["line 3", "'userId'", "empty"]),
     ("an empty movie", False, b"userId,movieId\r\n1,2\r\n2,\r\n", ["line 3", "'movieId'", "empty"]),
+    ("a blank movie", False, b'userId,movieId\n1,2\n1," \t"\n', ["line 3", "'movieId'", "empty"]),
     ("too low", True, b"userId,movieId,rating\n1,2,1\n1,3,0.5\n", ["line 3", "'rating'", "between 1 and 5"]),
     ("too high", True, b"rating,userId,movieId\n5,1,2\n5.01,1,3\n", ["line 3", "'rating'", "between 1 and 5"]),
     ("infinite", True, b"userId,movieId,rating\n1,2,inf\n", ["line 2", "'rating'", "between 1 and 5"]),

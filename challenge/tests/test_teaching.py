@@ -145,8 +145,11 @@ def test_labels(movies: pd.DataFrame) -> None:
     some = movies.copy()
     some.loc[some.index[0], ["genres", "mood", "runtime", "keywords"]] = np.nan
     some.loc[some.index[1], "mood"] = "Rare"
-    some.loc[some.index[2], ["overview", "keywords"]] = ["Old Paris, a parish of PARIS.", '["paris", "old paris", "a"]']
-    spans: list[Any] = [[], [], [(0, 0), (0, 3), (4, 9), (11, 12), (13, 19), (23, 28)]]
+    some.loc[some.index[2], ["overview", "keywords"]] = [
+        "Old Paris, a parish of PARIS Jr.",
+        '["paris", "old paris", "a", "jr."]',
+    ]
+    spans: list[Any] = [[], [], [(0, 0), (0, 3), (4, 9), (11, 12), (13, 19), (23, 28), (29, 31)]]
     spans += [[(0, 0)]] * (len(some) - 3)
     genres, entities, mood, runtime = (read_labels(task, some, spans) for task in TASKS)
     names = sorted({item["name"].lower() for cell in some["genres"].dropna() for item in json.loads(cell)})
@@ -159,7 +162,7 @@ def test_labels(movies: pd.DataFrame) -> None:
     numbers = np.concatenate(runtime[1:])[:, 0]
     assert numbers.mean() == pytest.approx(0, abs=1e-4) and numbers.std() == pytest.approx(1, abs=1e-4)
     # "a" is too short to be looked for.
-    assert entities[2][:, 0].tolist() == [NONE, 1, 1, 0, 0, 1]
+    assert entities[2][:, 0].tolist() == [NONE, 1, 1, 0, 0, 1, 1]
 
 
 def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
@@ -167,6 +170,8 @@ def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
     spans = [[(0, 0)]] * len(movies)
     with pytest.raises(ValueError, match="0 movies"):
         read_labels(Task(name="cast", kind="tokens", columns=["cast"]), movies, spans)
+    with pytest.raises(ValueError, match="0 movies"):
+        read_labels(Task(name="mood", kind="regression", columns=["mood"]), movies, spans)
     with pytest.raises(ValueError):
         read_labels(Task(name="titles", kind="multi-label", columns=["overview"], least=201), movies, spans)
 
@@ -307,6 +312,23 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
     whole, resumed = (teach(catalogue, ratings, tmp_path / name, plan) for name in ("whole", "killed"))
     assert resumed["epoch"] == whole["epoch"] == 3
     assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], rel=0.02)
+
+
+def test_patience_outlives_a_kill(
+    movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs without a better loss before a training was interrupted count when it goes on."""
+    plan = plan_of(tiny, patience=2, training={"num_train_epochs": 5, "learning_rate": 0.0})
+    whole, begin = teach(movies, NOBODY, tmp_path / "whole", plan), Unfreezing.on_epoch_begin
+
+    def killed(self: Unfreezing, arguments: Any, state: Any, control: Any, model: Any, **more: Any) -> None:
+        begin(self, arguments, state, control, model, **more)
+        assert round(state.epoch) < 2
+
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(Unfreezing, "on_epoch_begin", killed)
+        teach(movies, NOBODY, tmp_path / "killed", plan)
+    assert teach(movies, NOBODY, tmp_path / "killed", plan)["epoch"] == whole["epoch"] == 3
 
 
 def test_first_stage_of_a_training(tmp_path: Path) -> None:
