@@ -254,11 +254,10 @@ class Taste:
 
     def _learn_scales(self, design: Floats, sources: Indices, ratings: pd.DataFrame) -> None:
         """Maximise the marginal likelihood of ratings (MacKay 1992, Bayesian interpolation, section 4)."""
-        some = ratings.assign(fold=0).groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
+        some = ratings.groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
         # No more rows than columns, however many ratings, have the same regression.
-        groups = batches(some, len(sources))
-        small = [np.linalg.qr(rows[places[:, 0]] * there[:, 0, :, None], "r") for _, places, there in groups]
+        small = [np.linalg.qr(rows[None, own], "r") for own in some.groupby("user").indices.values()]
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
             sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), small)
