@@ -126,11 +126,10 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
     """Project each source, and add the bumps along numbers."""
-    # Where a catalogue tells no movies apart, nothing is fitted.
-    blocks = {OVERVIEW: np.empty((len(movies), 0))}
-    blocks |= {key: np.nan_to_num(wide[key] @ axes[1:] - axes[0], posinf=0, neginf=0) for key, axes in fitted.items()}
+    blocks = {key: np.nan_to_num(wide[key] @ axes[1:] - axes[0], posinf=0, neginf=0) for key, axes in fitted.items()}
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
     blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
-    sources = np.repeat([*blocks], [block.shape[1] for block in blocks.values()])
-    return pd.DataFrame(np.hstack([*blocks.values()]), movies, sources, np.float32)
+    sources = [key for key, block in blocks.items() for _ in block.T]
+    # Where a catalogue tells no movies apart, nothing is fitted.
+    return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, sources, np.float32)
