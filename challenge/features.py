@@ -30,12 +30,9 @@ def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
-def as_words(column: "pd.Series[str]") -> Any:
-    """Count words or list items in hashed buckets, as a sparse matrix."""
-    return HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets).transform(column.fillna("").astype(str))
-
-
-READERS = {"number": as_numbers, "words": as_words}
+# Numbers of a column, or how often its words or list items fall into hashed buckets, as a sparse matrix.
+COUNTER = HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets)
+READERS = {"number": as_numbers, "words": COUNTER.transform}
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -70,7 +67,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
         # By its distinct values, lest one word that stands for a gap makes a column of numbers one of words.
         told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
         kind = "number" if told > 1 and told >= FIXED.readable * column.nunique() else "words"
-        wide[f"{kind}/{name}"] = READERS[kind](column)
+        wide[f"{kind}/{name}"] = READERS[kind](column.fillna(""))
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
     return fitted, project(fitted, wide, catalogue.index)
 
@@ -118,9 +115,9 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     if OVERVIEW in fitted:
         # Where no movie has an overview, nothing tells how wide their gaps are.
         embeddings = np.broadcast_to(embeddings, (len(embeddings), len(fitted[OVERVIEW]) - 1))
-    gap, wide = pd.Series(index=catalogue.index, dtype=str), {OVERVIEW: embeddings}
+    wide = {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
-        wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, gap))
+        wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
     return project(fitted, wide, catalogue.index)
 
 
