@@ -13,6 +13,7 @@ import pandas as pd
 from joblib import cpu_count
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
+from scipy.sparse import csr_array
 
 from challenge.settings import FIXED
 
@@ -48,16 +49,16 @@ def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indice
     """
     user, fold = ratings["user"].to_numpy(), ratings["fold"].to_numpy()
     users, folds = user.max(initial=-1) + 1, fold.max(initial=0) + 1
-    cells = user * folds + fold
-    counts = np.bincount(cells, minlength=users * folds).reshape(users, folds)
-    starts, by_cell = counts.cumsum().reshape(users, folds) - counts, np.argsort(cells, kind="stable")
+    # A row for each fold of a user; its columns are the places. To convert to it sorts in linear time.
+    table = csr_array((fold >= 0, (user * folds + fold, np.arange(len(user)))), (users * folds, len(user)))
+    starts, counts = (own.reshape(users, folds) for own in (table.indptr[:-1], np.diff(table.indptr)))
     most = pd.Series(counts.max(axis=1)).sort_values(kind="stable")
     filled = (np.maximum(most * folds, width) * width).cumsum() // FIXED.batch
     # Nobody in a batch has more than twice as many ratings in a fold as another: little is padded.
     for _, alike in most[most > 0].groupby([filled, np.frexp(most)[1]]):
         batch, steps = alike.index.to_numpy(), np.arange(alike.max())
         there = steps < counts[batch][..., None]
-        yield batch, by_cell[np.where(there, starts[batch][..., None] + steps, 0)], there
+        yield batch, table.indices[np.where(there, starts[batch][..., None] + steps, 0)], there
 
 
 def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
