@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from joblib import cpu_count
-from numpy.typing import NDArray
 from scipy.linalg import block_diag
 from scipy.sparse import csr_array
 
 from challenge.settings import FIXED
 
-Floats = NDArray[np.floating[Any]]
-Indices = NDArray[np.integer[Any]]
+Floats = np.typing.NDArray[np.floating[Any]]
+Indices = np.typing.NDArray[np.integer[Any]]
 
 
 def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
@@ -28,7 +27,7 @@ def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[An
         return list(threads.map(task, *arguments))
 
 
-def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indices, NDArray[np.bool_]]]:
+def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indices, np.typing.NDArray[np.bool_]]]:
     """Yield users of like activity together with the places of their ratings.
 
     Parameters
@@ -110,7 +109,7 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
     weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
     held_out, precision = np.zeros(len(users), np.float32), np.linalg.inv(prior)
 
-    def fit_batch(batch: Indices, places: Indices, there: NDArray[np.bool_]) -> Any:
+    def fit_batch(batch: Indices, places: Indices, there: np.typing.NDArray[np.bool_]) -> Any:
         rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
         trusted, (folds, most) = rows * trust, there.shape[1:]
         # Each fit's folds: all but one, and last all.
