@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+import resource
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -458,6 +460,18 @@ def test_too_much_at_a_time(start: Start, server: Server) -> None:
     busy.process.send_signal(signal.SIGTERM)
     assert training.answer().status == 200
     assert busy.process.wait(20) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system limits a running process")
+def test_no_room_for_an_upload(untrained: Server) -> None:
+    """An upload that the server cannot keep is the server's fault, and the answer says why."""
+    assert untrained.process
+    before = resource.prlimit(untrained.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(untrained.process.pid, resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        assert "File too large" in untrained.predict("userId,movieId\n" + "1,2\n" * 500_000).refused(500)
+    finally:
+        resource.prlimit(untrained.process.pid, resource.RLIMIT_FSIZE, before)
 
 
 def test_not_trained(untrained: Server) -> None:
