@@ -165,7 +165,8 @@ class Service:
         path = self.settings.catalogue
         with self._preparing:
             switch, last_rating = self.store.state()
-            origin = switch, path.stat().st_mtime_ns if path.exists() else 0
+            # When it came there or was written: the time that a file bears may be older, and another one's, too.
+            origin = switch, path.stat().st_ctime_ns if path.exists() else 0
             model, known = self._serving.get(origin) or (self._load(), 0)
             if known != last_rating:
                 model = model.update(self.store.added(known, last_rating))

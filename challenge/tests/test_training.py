@@ -1,5 +1,6 @@
 """The service without HTTP."""
 
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -175,6 +176,21 @@ def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptu
             path.write_bytes(table)
         np.testing.assert_allclose(service.serving().predict(pairs), before, atol=1e-6)
         assert "catalogue" in caplog.text
+    finally:
+        path.write_bytes(content)
+
+
+def test_catalogue_of_the_same_time(service: Service) -> None:
+    """Another catalogue that is moved to where one was counts, though it bears the earlier one's time."""
+    path, known = service.settings.catalogue, len(service.serving().movies)
+    content, times = path.read_bytes(), path.stat()
+    new = path.with_suffix(".new")
+    columns = content.splitlines()[0].count(b",")
+    new.write_bytes(content.rstrip() + b"\nanother" + b"," * columns + b"\n")
+    os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
+    new.replace(path)
+    try:
+        assert len(service.serving().movies) == known + 1
     finally:
         path.write_bytes(content)
 
