@@ -76,10 +76,10 @@ Instrumentator().instrument(api).expose(api, include_in_schema=False)
 
 
 @router.post("/ratings/train", responses={202: {"description": "Begun, as `Prefer: respond-async` asked for."}})
-def train(file: Upload, prefer: Annotated[str, Header()] = "") -> Any:
+def train(file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> Any:
     """Train on a CSV of `userId`, `rating` and `movieId`; answer with a report, or at once with where it will be."""
     number, report = service.train(read_pairs(file.file, rated=True))
-    if "respond-async" not in prefer:
+    if "respond-async" not in ",".join(prefer).lower():
         return report.result()
     headers = {"Location": f"/trainings/{number}", "Preference-Applied": "respond-async"}
     return JSONResponse(show_training(number), 202, headers)

@@ -297,7 +297,9 @@ def form(path: Path) -> tuple[str, str]:
 
 def test_training_as_a_job(server: Server, expected: str) -> None:
     """A training that is not waited for tells its progress, then its report; another one is sent to it meanwhile."""
-    begun = server.get("/ratings/train", *form(TRAIN), "-H", "Prefer: respond-async")
+    # A list of preferences may be in several headers, and in any case.
+    wishes = "-H", "Prefer: handling=strict", "-H", "Prefer: wait=9, Respond-Async"
+    begun = server.get("/ratings/train", *form(TRAIN), *wishes)
     assert (begun.status, begun.headers["preference-applied"]) == (202, "respond-async")
     path = begun.headers["location"]
     busy = server.get("/ratings/train", *form(TRAIN))
