@@ -230,8 +230,10 @@ class Store:
         ratings : DataFrame of shape (ratings, 3)
             ``userId``, ``rating`` and ``movieId``.
         """
-        with closing(self._connect()) as file:
-            ratings.to_sql("ratings", file, if_exists="append", index=False)
+        rows = ratings[["userId", "rating", "movieId"]].itertuples(index=False, name=None)
+        # Not by pandas: it says of a full disk that the execution failed.
+        with closing(self._connect()) as file, file:
+            file.executemany("INSERT INTO ratings (userId, rating, movieId) VALUES (?, ?, ?)", rows)
 
     def added(self, after: int = 0, last: int = 2**63 - 1) -> pd.DataFrame:
         """Read ratings that were added.

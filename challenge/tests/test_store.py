@@ -192,14 +192,14 @@ def test_ratings_come_back_in_order(store: Store) -> None:
 
 
 def test_all_ratings_or_none(store: Store) -> None:
-    """A failure among the rows leaves no row behind."""
+    """A failure among the rows leaves no row behind, and is told as SQLite tells it."""
     with sqlite3.connect(store.folder / "registry.sqlite") as file:
         file.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON ratings WHEN NEW.rating = 2 BEGIN SELECT RAISE(FAIL, 'x'); END"
+            "CREATE TRIGGER full BEFORE INSERT ON ratings WHEN NEW.rating = 2 BEGIN SELECT RAISE(FAIL, 'full'); END"
         )
     file.close()
     ratings = pd.DataFrame({"userId": ["1", "2"], "rating": [1.0, 2.0], "movieId": ["1", "1"]})
-    with pytest.raises(Exception, match="x"):
+    with pytest.raises(sqlite3.Error, match="^full$"):
         store.add(ratings)
     assert store.added().empty
 
