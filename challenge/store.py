@@ -81,8 +81,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as file:
             file.executescript((PACKAGE / "schema.sql").read_text(encoding="utf-8"))
-        # Whoever gets the lock tells what a dead worker left behind; on a full disk the next training does.
-        with suppress(TrainingBusyError, sqlite3.OperationalError), self.alone():
+        # Whoever gets the lock tells what a dead worker left behind; on a disk that is full, or that the system now
+        # only reads, the next training does.
+        with suppress(TrainingBusyError, sqlite3.OperationalError, OSError), self.alone():
             pass
 
     def alone(self) -> AbstractContextManager[Any]:

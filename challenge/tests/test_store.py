@@ -1,5 +1,6 @@
 """Models, trainings and added ratings on disk."""
 
+import errno
 import sqlite3
 from pathlib import Path
 from typing import IO, Any
@@ -149,6 +150,19 @@ def test_start_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     with store.alone():
         assert (store.active(), store.training(dead)["state"]) == (number, "failed")
+
+
+def test_start_on_a_disk_that_is_only_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the lock's file cannot be opened a store still gives its models."""
+    train(store)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert Store(store.folder).load_active().report == MODEL.report
+    with pytest.raises(OSError, match="Read-only"):
+        store.alone()
 
 
 def test_progress(store: Store) -> None:
