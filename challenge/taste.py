@@ -240,11 +240,11 @@ class Taste:
         counts = np.bincount(ratings["movie"], minlength=len(vectors)).astype(np.float32)
         axes = np.linalg.eigh(scaled.T @ (scaled * counts[:, None])).eigenvectors[:, ::-1][:, : self.dimensions - 1]
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
-        projected, prior = design @ projection, np.eye(len(projection.T), dtype=np.float32)[None]
+        # In double precision: where tastes explain all that there is, single is not enough, in no round.
+        projected, prior = design @ projection, np.eye(len(projection.T))[None]
         some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
         for _ in range(rounds):
             _, _, total = fit_users(projected, some, prior)
-            # In double precision: where tastes explain all that there is, single is not enough for the next round.
             prior = (FIXED.pseudo_users * np.eye(len(prior.T)) + total) / (FIXED.pseudo_users + some["user"].nunique())
         weights, self.held_out_, _ = fit_users(projected, ratings, prior)
         # From here on the prior's covariance is part of the axes.

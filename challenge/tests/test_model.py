@@ -262,3 +262,9 @@ def test_users_picks_count() -> None:
     strangers = pd.DataFrame({"userId": ["0", "119"], "movieId": "new"}, dtype="category")
     low, high = model.predict(strangers)
     assert low + 0.5 < high
+
+
+def test_users_who_rate_all_movies_alike() -> None:
+    """Where tastes explain nearly all that there is, they are predicted as well as that."""
+    ratings = RATINGS.assign(rating=RATINGS["userId"].cat.codes % 5 + 1.0)
+    assert fit_model(ratings, CATALOGUE, EMBEDDINGS, 0, str).report["cross-validated mse"]["model"] < 1e-3
