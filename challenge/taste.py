@@ -262,6 +262,6 @@ class Taste:
         for _ in range(FIXED.scale_rounds):
             sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))
-            self.noise_ = float((error + FIXED.scales[0]) / max(len(some) - known.sum(), 1))
+            self.noise_ = max(float(error / max(len(some) - known.sum(), 1)), FIXED.least_noise)
             growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, *FIXED.scales).astype(np.float32)

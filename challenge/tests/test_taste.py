@@ -160,3 +160,11 @@ def test_prior_leaves_the_fold_out() -> None:
     held_out = ratings["fold"] == 1
     np.testing.assert_allclose(first[held_out], second[held_out], atol=1e-4)
     assert not np.allclose(first[~held_out], second[~held_out], atol=0.1)
+
+
+def test_users_who_rate_all_movies_the_same() -> None:
+    """Where tastes explain all that there is, and users have fewer ratings than axes, the fits stay exact."""
+    vectors, ratings = RANDOM.normal(size=(400, 100)).astype(np.float32), some_ratings(50, 400, 3000)
+    ratings = ratings.assign(stars=ratings["user"].to_numpy(np.float32) % 5 - 2, root=1.0)
+    taste = Taste(100).fit(pd.DataFrame(vectors, columns=["a"] * 100), ratings, 4)
+    np.testing.assert_allclose(taste.held_out_, ratings["stars"], atol=0.1)
