@@ -6,12 +6,15 @@
 #   PORT=<number>          where the server listens, 9876 if not given
 #   CHALLENGE_ENCODER      a hub name or a folder; if not given, the default of the service when it can be had,
 #                          else the small encoder that the project carries
+#   CHALLENGE_TEACH and others of the README's settings, but for the key and the places of a server elsewhere
 #
 # Without DATA and ENDPOINT it takes the demo data. All of a run lies in .run/, which the next run deletes;
 # submission.json and result.json lie beside this script.
 set -euo pipefail
 
 unset CDPATH PYTHONHOME PYTHONPATH FORCE_COLOR MYPY_FORCE_COLOR
+# Those of a server elsewhere, lest this run trains with its catalogue and puts a model in the place of its own.
+unset CHALLENGE_API_KEY CHALLENGE_CATALOGUE CHALLENGE_MODELS
 export NO_COLOR=1
 
 caller=$PWD
@@ -203,10 +206,13 @@ prepare() {
     check_port
     choose_data
     identify
-    # The server runs in .run, so a folder given by a relative path is named by its full one.
+    # The server runs in .run, so what is given by a relative path is named by its full one.
     if [ -n "${CHALLENGE_ENCODER:-}" ] && [ -d "$caller/$CHALLENGE_ENCODER" ]; then
         CHALLENGE_ENCODER=$(cd "$caller/$CHALLENGE_ENCODER" && pwd -P)
         export CHALLENGE_ENCODER
+    fi
+    if [ -n "${CHALLENGE_TEACH:-}" ] && [ -f "$caller/$CHALLENGE_TEACH" ]; then
+        export CHALLENGE_TEACH="$caller/$CHALLENGE_TEACH"
     fi
     rm -rf "$run"
     rm -f "$root/submission.json" "$root/result.json"

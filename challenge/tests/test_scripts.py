@@ -30,6 +30,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 MOOD = os.environ.get("MOOD", "")
+SETTINGS = {name: value for name, value in os.environ.items() if name.startswith("CHALLENGE_")}
 if MOOD == "dies":
     raise SystemExit("no luck today")
 
@@ -41,7 +42,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send
     while (await receive()).get("more_body"):
         pass
     trains, status = scope["path"] == "/ratings/train", 200
-    answer: dict[str, Any] = {"rows": 2} if trains else {"0": 3.0, "1": float("nan") if MOOD == "diverges" else 2.0}
+    answer: dict[str, Any] = SETTINGS if trains else {"0": 3.0, "1": float("nan") if MOOD == "diverges" else 2.0}
     if trains and MOOD == "hangs":
         await receive()
     if trains and MOOD == "fails":
@@ -131,7 +132,8 @@ class Harness:
 
     def start(self, **settings: str) -> subprocess.Popen[str]:
         """Start run.sh with nothing of the caller's settings."""
-        env = {name: value for name, value in os.environ.items() if name not in ("DATA", "ENDPOINT")}
+        others = "DATA", "ENDPOINT", "CHALLENGE_"
+        env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         env |= {"GIT_CONFIG_GLOBAL": str(self.root / "gitconfig"), "CHALLENGE_ENCODER": "some/encoder"}
         env |= {"PORT": str(self.port), "no_proxy": "127.0.0.1"} | settings
         return subprocess.Popen(
@@ -344,6 +346,20 @@ def test_encoder_when_the_hub_is_out_of_reach(harness: Harness) -> None:
     status, output = harness.run(CHALLENGE_ENCODER="", **settings)
     assert status == 0, output
     assert harness.result()["encoder"] == "challenge/assets/mini-distilbert (the hub is out of reach)"
+
+
+def test_settings_of_a_server_elsewhere(harness: Harness) -> None:
+    """Leave its key and its places out; give the service the full path of a plan."""
+    (harness.root.parent / "plan.yaml").touch()
+    elsewhere = {f"CHALLENGE_{name}": "elsewhere" for name in ("API_KEY", "CATALOGUE", "MODELS")}
+    status, output = harness.run(CHALLENGE_TEACH="plan.yaml", CHALLENGE_SEED="7", **elsewhere)
+    assert status == 0, output
+    given = [line.split(maxsplit=1) for line in output.splitlines() if line.startswith("        CHALLENGE_")]
+    assert sorted(given) == [
+        ["CHALLENGE_ENCODER:", '"some/encoder"'],
+        ["CHALLENGE_SEED:", '"7"'],
+        ["CHALLENGE_TEACH:", json.dumps(str(harness.root.parent / "plan.yaml"))],
+    ]
 
 
 def test_data_from_the_web(harness: Harness, web: Web) -> None:
