@@ -2,7 +2,7 @@
 # Starts the service, trains and predicts over HTTP, scores the predictions and the code, and prints the total.
 #
 #   DATA=<folder or URL>   holds df_train.csv, df_test.csv, df_movies.csv and perhaps df_test_ratings.csv
-#   ENDPOINT=<url>         speaks the public challenge's protocol instead
+#   ENDPOINT=<url>         speaks the public challenge's protocol instead, with or without a slash at its end
 #   PORT=<number>          where the server listens, 9876 if not given
 #   CHALLENGE_ENCODER      a hub name or a folder; if not given, the default of the service when it can be had,
 #                          else the small encoder that the project carries
@@ -18,6 +18,7 @@ unset CHALLENGE_API_KEY CHALLENGE_CATALOGUE CHALLENGE_MODELS
 export NO_COLOR=1
 
 caller=$PWD
+endpoint=${ENDPOINT:+${ENDPOINT%/}/}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 tools=$root/.env/bin
 run=$root/.run
@@ -171,7 +172,7 @@ PYTHON
 
 # Sets $data to the folder that the data comes from; it stays empty when the data comes over HTTP.
 choose_data() {
-    if [ -n "${ENDPOINT:-}" ]; then
+    if [ -n "$endpoint" ]; then
         return
     fi
     case ${DATA:-} in
@@ -194,7 +195,7 @@ git_setting() {
 identify() {
     username=$(git_setting name)
     email=$(git_setting email)
-    if [ -t 0 ] && [ -n "${ENDPOINT:-}" ]; then
+    if [ -t 0 ] && [ -n "$endpoint" ]; then
         [ -n "$username" ] || read -r -p 'Name: ' username || true
         [ -n "$email" ] || read -r -p 'E-mail: ' email || true
     fi
@@ -241,7 +242,7 @@ download() {
 get_from_endpoint() {
     local name
     for name in train test movies; do
-        download "$ENDPOINT${name}_url" "$name.url"
+        download "$endpoint${name}_url" "$name.url"
         # The URL comes as plain text or as a JSON string.
         python - "$name.url" >"$name.location" <<'PYTHON'
 import json
@@ -281,8 +282,8 @@ get_from_folder() {
 
 get_data() {
     local name
-    if [ -n "${ENDPOINT:-}" ]; then
-        step "Getting the data from $ENDPOINT"
+    if [ -n "$endpoint" ]; then
+        step "Getting the data from $endpoint"
         get_from_endpoint
     elif [ -z "$data" ]; then
         step "Getting the data from $DATA"
@@ -576,13 +577,13 @@ PYTHON
 evaluate() {
     attend curl --silent --show-error --location --connect-timeout 15 --max-time 600 \
         --header 'Content-Type: application/json' --data-binary @evaluation.json \
-        --output evaluated.json --write-out '%{http_code}' "${ENDPOINT}eval/" >status.txt 2>curl.err ||
-        fail "could not reach ${ENDPOINT}eval/: $(cat curl.err)"
+        --output evaluated.json --write-out '%{http_code}' "${endpoint}eval/" >status.txt 2>curl.err ||
+        fail "could not reach ${endpoint}eval/: $(cat curl.err)"
     case $(cat status.txt) in
     2??) ;;
-    *) fail "${ENDPOINT}eval/ answered $(cat status.txt): $(head -c 2000 evaluated.json)" ;;
+    *) fail "${endpoint}eval/ answered $(cat status.txt): $(head -c 2000 evaluated.json)" ;;
     esac
-    python - <<'PYTHON' || fail "${ENDPOINT}eval/ answered no text: $(head -c 2000 evaluated.json)"
+    python - <<'PYTHON' || fail "${endpoint}eval/ answered no text: $(head -c 2000 evaluated.json)"
 import json
 import pathlib
 
@@ -593,7 +594,7 @@ PYTHON
 report() {
     step 'Reporting the result'
     print_box
-    if [ -n "${ENDPOINT:-}" ]; then
+    if [ -n "$endpoint" ]; then
         evaluate
     fi
 }

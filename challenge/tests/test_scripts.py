@@ -386,7 +386,7 @@ def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
     assert result.pop("code_quality") == harness.result()["code_quality"]
     assert result == {"username": "Ada", "email": "ada@example.com", "predictions": {"0": 3.0, "1": 2.0}}
     web.pages["/api/answer"] = "[]"
-    status, output = harness.run(ENDPOINT=f"{web.url}/api/")
+    status, output = harness.run(ENDPOINT=f"{web.url}/api")
     assert status == 1 and "answered no text" in output
 
 
