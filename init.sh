@@ -109,7 +109,8 @@ check_disk() {
     local free
     free=$(df -Pk . | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9][0-9]*% .*/\1/p')
     if [ -n "$free" ] && [ "$free" -lt "$least_free_kilobytes" ]; then
-        fail "not enough disk: $((free / 1000)) MB are free here, $((least_free_kilobytes / 1000)) MB are needed"
+        fail "not enough disk: $((free / 1000)) MB are free here, $((least_free_kilobytes / 1000)) MB are needed,\
+ 6000 MB with PyTorch's CUDA packages"
     fi
 }
 
@@ -182,7 +183,7 @@ explain_failure() {
     local version=$1 reason
     printf '\n'
     if grep -q -i -E 'no space left|errno 28|disk quota' "$log"; then
-        fail "the disk is full (details: .env/init.log)"
+        fail "the disk is full, here or in ${TMPDIR:-/tmp} (details: .env/init.log)"
     elif grep -q -i -E 'retrying \(|connection error|name resolution|timed out|proxyerror|could not fetch url' "$log"; then
         fail "no network: pip could not reach its package index (details: .env/init.log)"
     elif ! grep -q -E 'No matching distribution|requires a different Python' "$log"; then

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent
@@ -390,6 +392,13 @@ def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
     assert status == 1 and "answered no text" in output
 
 
+def test_conda_gets_no_newer_python_than_init_looks_for() -> None:
+    """Keep conda from a Python that the packages of the list are not there for."""
+    python, *_ = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
+    [newest] = re.findall(r"for name in python3\.(\d+)", (PROJECT / "init.sh").read_text())
+    assert python == f"python>=3.11,<3.{int(newest) + 1}"
+
+
 class Builder:
     """A copy of init.sh on a PATH with no Python but those put there."""
 
@@ -479,7 +488,7 @@ def test_init_builds_once_for_each_list(builder: Builder) -> None:
     [
         ({"PYTHON_IS": "3.8.1|too old|/old"}, "no suitable Python"),
         ({"PIP_IS": "WARNING: Retrying (Retry(total=1)) after connection broken"}, "no network"),
-        ({"PIP_IS": "ERROR: [Errno 28] No space left on device"}, "the disk is full"),
+        ({"PIP_IS": "ERROR: [Errno 28] No space left on device"}, "the disk is full, here or in "),
         ({"PIP_IS": "ERROR: No matching distribution found for one==1.0"}, "python3 lacks a package"),
         ({"PIP_IS": "ERROR: the moon is full"}, "the moon is full"),
     ],
@@ -502,7 +511,7 @@ def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
     write_program(
         builder.programs / "df", "#!/bin/sh\nprintf 'Filesystem\\n/dev/sda 9000000 8990000  10000  99%% /\\n'\n"
     )
-    assert "not enough disk: 10 MB are free" in builder.run()[2]
+    assert "10 MB are free here, 2000 MB are needed, 6000 MB with PyTorch's CUDA packages" in builder.run()[2]
     write_program(builder.programs / "df", "#!/bin/sh\n")
     (builder.programs / "python3").unlink()
     assert "none was found" in builder.run()[2]
