@@ -225,6 +225,9 @@ install_with_newest() {
             flaws="$flaws, $name lacks a package"
         fi
     done 3< <(probe_pythons)
+    case $flaws in
+    *'without ensurepip'* | *'without venv'*) flaws="$flaws (on Debian and Ubuntu: apt install python3-venv)" ;;
+    esac
     fail "no suitable Python: CPython 3.11 or newer with venv, ensurepip and ssl is needed${flaws:-, none was found}"
 }
 

@@ -487,6 +487,7 @@ def test_init_builds_once_for_each_list(builder: Builder) -> None:
     ("settings", "reason"),
     [
         ({"PYTHON_IS": "3.8.1|too old|/old"}, "no suitable Python"),
+        ({"PYTHON_IS": "3.12.1|without ensurepip|/bin/sh"}, "apt install python3-venv"),
         ({"PIP_IS": "WARNING: Retrying (Retry(total=1)) after connection broken"}, "no network"),
         ({"PIP_IS": "ERROR: [Errno 28] No space left on device"}, "the disk is full, here or in "),
         ({"PIP_IS": "ERROR: No matching distribution found for one==1.0"}, "python3 lacks a package"),
