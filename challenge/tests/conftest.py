@@ -20,6 +20,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "challenge" / "demo"
 ENCODER = PROJECT / "challenge" / "assets" / "mini-distilbert"
 PROBLEM = "application/problem+json"
+# Nothing of the caller's settings.
+for name in [name for name in os.environ if name.startswith("CHALLENGE_")]:
+    del os.environ[name]
 
 
 class Answer(NamedTuple):
@@ -73,8 +76,7 @@ class Server:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CHALLENGE_")}
-        kept.pop("PYTHONDONTWRITEBYTECODE", None)
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         # One thread: on a busy machine several would wait for one another most of the time.
         own = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
         self.env = kept | own | settings
