@@ -139,6 +139,8 @@ class Service:
         ------
         TableError
             If it cannot be used; the message names the line and the column.
+        EncoderUnavailableError
+            If it has overviews that were not encoded yet, and the weights cannot be had.
         """
         catalogue = read_catalogue(source)
         with suppress(NotTrainedError):
@@ -161,6 +163,8 @@ class Service:
         ------
         NotTrainedError
             If there is no model that can be used.
+        EncoderUnavailableError
+            As of `replace_catalogue`.
         """
         path = self.settings.catalogue
         with self._preparing:
