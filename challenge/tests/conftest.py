@@ -21,7 +21,7 @@ DEMO = PROJECT / "challenge" / "demo"
 ENCODER = PROJECT / "challenge" / "assets" / "mini-distilbert"
 PROBLEM = "application/problem+json"
 # Nothing of the caller's settings.
-for name in [name for name in os.environ if name.startswith("CHALLENGE_")]:
+for name in [name for name in os.environ if name.startswith(("CHALLENGE_", "WEB_CONCURRENCY"))]:
     del os.environ[name]
 
 
