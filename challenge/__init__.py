@@ -8,6 +8,9 @@ from tempfile import gettempdir
 # needs it to go on: let it, or two trainings side by side take a hundred times as long as one. Read by their OpenMP.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ["GOMP_SPINCOUNT"] = "1000"
+if os.environ.get("CHALLENGE_LOG") == "json":
+    # Bars would break its lines; read when tqdm is imported.
+    os.environ["TQDM_DISABLE"] = "1"
 if parent_process():
     # One of several workers: their counts are added up. prometheus_client looks for the folder when it is imported.
     counts = os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", f"{gettempdir()}/challenge-{os.getppid()}")

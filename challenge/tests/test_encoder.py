@@ -1,5 +1,6 @@
 """Tests of the vectors of texts."""
 
+import os
 import shutil
 import signal
 import sqlite3
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from challenge.encoder import Encoder, EncoderUnavailableError, choose, encode, load
 from challenge.settings import FIXED
-from challenge.tests.conftest import ENCODER
+from challenge.tests.conftest import ENCODER, PROJECT
 from challenge.tests.encoder_benchmark import cosines
 
 WORDS = "a retired pilot crosses the frozen sea while two sisters open a café where nobody comes".split()
@@ -199,6 +200,16 @@ def test_nothing_is_encoded_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(vectors_of(TEXTS[::-1], cache), vectors[::-1])
     with pytest.raises(EncoderUnavailableError, match="touched"):
         vectors_of([*TEXTS, "newest"], cache)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_bars(cache: Path, form: str) -> None:
+    """The log has a bar of what is done, but not among lines of JSON, which it would break."""
+    program = f"from challenge.tests.test_encoder import *; vectors_of(TEXTS, Path({str(cache)!r}))"
+    environment = os.environ | {"CHALLENGE_LOG": form, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True)
+    assert ("overviews" in done.stderr) == (form == "text") and ("%" in done.stderr) == (form == "text")
 
 
 @pytest.mark.usefixtures("one_by_one")
