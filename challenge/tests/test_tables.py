@@ -28,8 +28,8 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("an empty user", False, b"userId,movieId\n1,2\n,2\n", ["line 3", "'userId'", "empty"]),
     ("an empty movie", False, b"userId,movieId\r\n1,2\r\n2,\r\n", ["line 3", "'movieId'", "empty"]),
     ("a blank movie", False, b'userId,movieId\n1,2\n1," \t"\n', ["line 3", "'movieId'", "empty"]),
-    ("too low", True, b"userId,movieId,rating\n1,2,1\n1,3,0.5\n", ["line 3", "'rating'", "between 1 and 5"]),
-    ("too high", True, b"rating,userId,movieId\n5,1,2\n5.01,1,3\n", ["line 3", "'rating'", "between 1 and 5"]),
+    ("too low", True, b"userId,movieId,rating\n1,2,1\n1,3,0.99\n", ["line 3", "'rating'", "between 1 and 5"]),
+    ("too high", True, b"rating,userId,movieId\n5,1,2\n5.001,1,3\n", ["line 3", "'rating'", "between 1 and 5"]),
     ("infinite", True, b"userId,movieId,rating\n1,2,inf\n", ["line 2", "'rating'", "between 1 and 5"]),
     ("after blank lines", True, b"userId,movieId,rating\n\n1,2,3\n\n1,3,9\n", ["line 5", "'rating'"]),
     ("the first of many", True, b"userId,movieId,rating\n1,2,3\n1,3,7\n1,4,8\n", ["line 3", "'rating'"]),
@@ -72,6 +72,8 @@ GOOD = {
     "quoted": b'\xef\xbb\xbf"userId","movieId"\r\n"7","007"\r\n"ab c","tt1"\r\n',
     "other order": b"movieId,userId\n007,7\ntt1,ab c\n",
     "other spelling": b"userId,movieID\n7,007\nab c,tt1\n",
+    "capitals": b"USERID,MovieId\n7,007\nab c,tt1\n",
+    "spaces": b' userId , movieId \n7, "007"\nab c,tt1\n',
     "more columns": b'note,userId,rating,movieId\n"x, y",7,bad,007\n,ab c,,tt1\n',
     "blank lines": b"userId,movieId\n\n7,007\n\n\nab c,tt1\n\n",
 }
@@ -118,12 +120,19 @@ def test_last_duplicate_counts() -> None:
     assert read(table, rated=False)["movieId"] == ["2", "2", "3", "2"]
 
 
+def test_ratings_are_floats() -> None:
+    """Ratings are floats, whole ones too, and their column is found however it is capitalised."""
+    pairs = read_pairs(BytesIO(b"userId,RATING,movieId\n1,4,2\n"), rated=True)
+    assert pairs["rating"].tolist() == [4.0] and pairs["rating"].dtype == float
+
+
 @pytest.mark.parametrize(("what", "rated", "table", "parts"), BAD, ids=BAD_IDS)
 def test_bad_tables(what: str, rated: bool, table: bytes, parts: list[str]) -> None:
     """What cannot be used is refused with its line and column."""
     with pytest.raises(TableError) as caught:
         read_pairs(BytesIO(table), rated=rated)
     assert [part for part in parts if part not in str(caught.value)] == [], (what, str(caught.value))
+    assert str(caught.value) == str(caught.value).strip()
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -148,7 +157,10 @@ def test_catalogue(tmp_path: Path) -> None:
     assert catalogue["overview"].isna().all()
 
 
-@pytest.mark.parametrize("gap", ["N/A", "\\N", "nan", "Unknown", "-"])
+GAPS = ["NA", "N/A", "n/a", "NaN", "nan", "None", "none", "NULL", "null", "\\N", "-", "?", "Unknown", "unknown"]
+
+
+@pytest.mark.parametrize("gap", GAPS)
 def test_gaps(tmp_path: Path, gap: str) -> None:
     """What programs write where nothing is known is a gap, but for ids."""
     path = tmp_path / "movies.csv"
