@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression
 
 from challenge.features import Arrays, as_numbers, fit_sources, movie_vectors, tokens
+from challenge.settings import FIXED
 
 CATALOGUE = pd.DataFrame(
     {
@@ -21,7 +24,7 @@ CATALOGUE = pd.DataFrame(
     },
     index=pd.Index(["a", "b", "c", "d"], name="movieId"),
 )
-EMBEDDINGS = np.array([[1, 0], [0, 1], [1, 1], [np.nan, np.nan]], np.float32)
+EMBEDDINGS = np.array([[1, 0], [0, 2], [1, 1], [np.nan, np.nan]], np.float32)
 
 
 def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Arrays, tuple[NDArray[Any], NDArray[Any]]]:
@@ -44,6 +47,9 @@ def describe(
     [
         ('[{"id": 1, "name": "Science Fiction"}, {"id": 2, "name": "Night"}]', ["science fiction", "night"]),
         ("['Ocean', 'Sea']", ["ocean", "sea"]),
+        ('{"id": 2, "name": "Science Fiction"}', ["science fiction"]),
+        ("[{'id': 2, 'name': 'Night Sky'}]", ["night sky"]),
+        (r"""['A "B" it\'s', 'C']""", [r"""a "b" it\'s""", "c"]),
         ('["It\'s"]', ["it's"]),
         (r'["Caf\u00e9", "A \"B\"", "C"]', [r"caf\u00e9", r"a \"b\"", "c"]),
         ("[28, 12]", ["28", "12"]),
@@ -52,6 +58,8 @@ def describe(
         (" Drama | Science Fiction", ["drama", "science fiction"]),
         ("['Night' 'Science Fiction'\n \"It's\"]", ["night", "science fiction", "it's"]),
         ("東京 1953", ["東", "京", "1953"]),
+        ("ゴジラ", ["ゴ", "ジ", "ラ"]),
+        ("[\"It's\" 'Science Fiction']", ["it's", "science fiction"]),
         ("★★★☆☆ ✓", ["★★★☆☆", "✓"]),
         ("Étoile du Nord!", ["étoile", "du", "nord"]),
         ("[]", []),
@@ -65,10 +73,11 @@ def test_tokens(cell: str, found: list[str]) -> None:
 
 def test_kinds() -> None:
     """Each column is read as what it is; one that tells nothing apart is left out."""
-    _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
+    features, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     kinds = {"number/budget", "number/premiere", "words/labels", "words/kind", "vector/overview embedding"}
     assert set(sources) == kinds | {"curve/number/budget", "curve/number/premiere"}
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
+    assert {vectors.dtype, *(array.dtype for array in features.values())} == {np.dtype(np.float32)}
 
 
 def test_centred_and_scaled() -> None:
@@ -92,6 +101,14 @@ def test_curves() -> None:
         for some in (vectors[:, sources == "number/x"], vectors[:, sources == "curve/number/x"])
     ]
     assert errors[0] > 0.9 * target.std() and errors[1] < 0.1 * target.std()
+
+
+def test_width_of_bumps() -> None:
+    """Each bump is a Gaussian whose deviation is the distance to the next."""
+    _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
+    number, centres = vectors[:, sources == "number/budget"], np.linspace(-2, 2, 10)
+    expected = norm.pdf(number, centres, 4 / 9) / norm.pdf(0, 0, 4 / 9)
+    np.testing.assert_allclose(vectors[:, sources == "curve/number/budget"], expected, atol=1e-6)
 
 
 def test_later_movies() -> None:
@@ -127,9 +144,22 @@ def test_dates(form: str) -> None:
     np.testing.assert_allclose(np.sinh(as_numbers(dates.dt.strftime(form))[:, 0]), [1999.08, 2001.58, 1955], atol=0.01)
 
 
+def test_dates_of_two_time_zones() -> None:
+    """Dates with a time zone and without stand in one column."""
+    dates = pd.Series(["1999-01-31T00:00:00Z", "2001-07-30", "2001-07-30T23:00:00+05:00"])
+    np.testing.assert_allclose(np.sinh(as_numbers(dates)[:, 0]), [1999.08, 2001.58, 2001.58], atol=0.01)
+
+
 def test_no_dates() -> None:
     """What would be a date of today's year is none."""
-    assert np.isnan(as_numbers(pd.Series(["Mon", "May", "now", "today", "12A", "10:30"]))).all()
+    cells = ["Mon", "May", "now", "today", "12A", "10:30", "10:30:15.12345"]
+    assert np.isnan(as_numbers(pd.Series(cells))).all()
+
+
+def test_no_numbers() -> None:
+    """What only looks like a dressed number, or is longer than any, is none."""
+    assert np.isnan(as_numbers(pd.Series(["10 M", "12abc", "12,34567", "0" * 40 + "7"]))).all()
+    assert np.sinh(as_numbers(pd.Series(["0" * 39 + "7"]))[0, 0]) == pytest.approx(7)
 
 
 def test_numbers_with_words_for_gaps() -> None:
@@ -139,6 +169,39 @@ def test_numbers_with_words_for_gaps() -> None:
     )
     _, (_, sources) = fit(catalogue.astype(object), np.full((100, 2), np.nan, np.float32))
     assert set(sources) == {"number/votes", "curve/number/votes", "words/award"}
+
+
+def test_share_of_numbers() -> None:
+    """Nine tenths of the different values, and two or more, make a column of numbers."""
+    columns = {
+        "most": [*"123456789", "x"],
+        "fewer": [*"12345678", "x", "y"],
+        "two": ["1", "2"] * 5,
+        "one": ["1", "1.0"] * 5,
+    }
+    _, (_, sources) = fit(
+        pd.DataFrame(columns | {"overview": None}, dtype=object), np.full((10, 1), np.nan, np.float32)
+    )
+    assert {source for source in sources if "curve" not in source} == {"number/most", "words/fewer", "number/two"}
+
+
+def test_rare_words_weigh_more() -> None:
+    """Words count by their inverse document frequency: movies are as far apart as by the plain formula."""
+    cells = ["common rare", "common", "common other", "other", "other common", "common"]
+    catalogue = pd.DataFrame({"plot": cells, "overview": None}, dtype=object)
+    _, (vectors, _) = fit(catalogue, np.full((6, 1), np.nan, np.float32))
+    plain = TfidfVectorizer(norm="l2", use_idf=False).fit(cells)
+    weighted = plain.transform(cells).toarray() * TfidfVectorizer().fit(cells).idf_
+    weighted -= weighted.mean(axis=0)
+    expected = weighted / np.sqrt(np.square(weighted).sum(axis=1).mean())
+    np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-5)
+
+
+def test_first_overviews_come_later() -> None:
+    """Overviews that only a later catalogue has are no part of vectors that were fitted without."""
+    features, (whole, sources) = fit(CATALOGUE, EMBEDDINGS * np.nan)
+    assert "vector/overview embedding" not in sources
+    np.testing.assert_array_equal(describe(features, CATALOGUE, EMBEDDINGS)[0], whole)
 
 
 def test_later_movies_without_overviews() -> None:
@@ -161,8 +224,15 @@ def test_numbers_without_bounds() -> None:
 def test_rounding_is_no_difference() -> None:
     """Embeddings that are all alike, to the last digits, tell nothing apart."""
     rounding = np.random.default_rng(0).normal(1, 1e-7, EMBEDDINGS.shape).astype(np.float32)
-    _, (_, sources) = fit(CATALOGUE, rounding)
+    _, (_, sources) = fit(CATALOGUE, 1000 * rounding)
     assert "vector/overview embedding" not in sources
+
+
+def test_no_more_topics_than_that() -> None:
+    """However wide embeddings are, their vectors are not."""
+    wide = np.random.default_rng(0).normal(size=(99, 90)).astype(np.float32)
+    _, (vectors, _) = fit(pd.DataFrame({"overview": [None] * 99}, dtype=object), wide)
+    assert vectors.shape == (99, FIXED.topics)
 
 
 def test_few_values_make_few_topics() -> None:
