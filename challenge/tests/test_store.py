@@ -1,7 +1,9 @@
 """Models, trainings and added ratings on disk."""
 
 import errno
+import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +22,8 @@ MODEL = RatingModel(ARRAYS, {"fingerprints": {"package": VERSION}})
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Open a store in a folder that is not there yet."""
-    return Store(tmp_path / "models")
+    """Open a store in a folder that is not there yet, nor the one that it is in."""
+    return Store(tmp_path / "new" / "models")
 
 
 def train(store: Store, keep: int = 5) -> int:
@@ -57,11 +59,13 @@ def test_old_models_are_removed(store: Store) -> None:
     (store.folder / f"model-{first}.encoder").mkdir()
     switched = store.state()
     store.activate(first)
-    assert store.state() != switched
+    assert store.state() != switched and store.active() == first
     for _ in range(3):
         store.begin()
     last = train(store, keep=1)
     assert files(store) == [f"model-{last}.npz"]
+    # To remove a model is no switch: what serves goes on.
+    assert store.state() == (4, 0)
     (store.folder / f"model-{last}.encoder").mkdir()
     older = train(store, keep=2)
     assert files(store) == [f"model-{last}.encoder", f"model-{last}.npz", f"model-{older}.npz"]
@@ -71,6 +75,30 @@ def test_old_models_are_removed(store: Store) -> None:
     with pytest.raises(NotFoundError):
         store.activate(older)
     assert store.active() == newer
+
+
+def test_activated_while_another_is_saved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is made active right before old ones are removed stays."""
+    first, second, update = train(store), store.begin(), store.update
+
+    def activate_then(number: int, **columns: Any) -> None:
+        update(number, **columns)
+        store.activate(first)
+
+    monkeypatch.setattr(store, "update", activate_then)
+    store.save(MODEL, second, 1)
+    assert (store.active(), files(store)) == (first, [f"model-{first}.npz", f"model-{second}.npz"])
+
+
+def test_models_are_listed(store: Store) -> None:
+    """The list tells when each model was made; to remove one changes nothing of what its training tells."""
+    first = train(store)
+    (model,) = store.models()
+    assert set(model) == {"id", "created", "sha256", "report"} and len(model["sha256"]) == 64
+    store._rows("UPDATE trainings SET started = '2026-01-01T00:00:00.000Z', ended = '2026-01-01T00:00:02.500Z'")
+    assert store.models()[0]["created"] == "2026-01-01T00:00:02.500Z"
+    train(store, keep=1)
+    assert [store.training(first)[name] for name in ("state", "seconds")] == ["done", 2.5]
 
 
 def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +128,9 @@ def test_damaged_model(store: Store, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(content[:-9] + b"x" + content[-8:] if damage == "a bit" else content[: len(content) // 2])
-    with pytest.raises(ModelDamagedError, match=path.name):
-        store.load(second)
+    for use in (store.load, store.activate):
+        with pytest.raises(ModelDamagedError, match=path.name):
+            use(second)
     assert store.load_active().report == MODEL.report
     store.path(first).unlink()
     with pytest.raises(NotTrainedError, match="no model"):
@@ -116,20 +145,60 @@ def test_model_of_another_version(store: Store, monkeypatch: pytest.MonkeyPatch)
         store.load(number)
 
 
+def test_report_of_another_time(store: Store) -> None:
+    """A model whose report has nothing to tell its version by is refused, too."""
+    number = store.begin()
+    store.save(RatingModel(ARRAYS, {}), number, 5)
+    with pytest.raises(ModelDamagedError, match=f"model {number} "):
+        store.load(number)
+
+
+def test_nothing_is_pickled(store: Store) -> None:
+    """What is no array of numbers or text is not written."""
+    number = store.begin()
+    with pytest.raises(ValueError, match="Object arrays"):
+        store.save(RatingModel(ARRAYS | {"odd": np.array([None])}, MODEL.report), number, 5)
+    assert files(store) == []
+
+
+def test_removed_while_it_is_activated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that another training removes at that moment does not become the active one."""
+    first, second = train(store), train(store)
+    monkeypatch.setattr(store, "load", lambda number: train(store, keep=1))
+    with pytest.raises(NotFoundError, match=f"model {first}"):
+        store.activate(first)
+    assert store.active() == second + 1
+
+
 def test_one_training_at_a_time(store: Store) -> None:
     """Only one holder has the lock, across stores as well; what a dead one left is not at work."""
-    other = Store(store.folder)
+    other, done = Store(store.folder), train(store)
     with store.alone():
         number = store.begin()
         for one in (store, other):
-            with pytest.raises(TrainingBusyError, match=f"training {number} "):
+            with pytest.raises(TrainingBusyError, match=f"training {number} .*again") as caught:
                 one.alone()
+            assert caught.value.number == number
         Store(store.folder)
         assert store.training(number)["state"] == "running"
     Store(store.folder)
     dead = store.training(number)
     assert dead["state"] == "failed" and "stopped" in dead["error"]
+    assert store.training(done)["state"] == "done"
     with other.alone():
+        pass
+
+
+def test_lock_held_for_a_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that only sees whether a training is at work keeps none from beginning; any thread may end one."""
+    held = store.alone()
+
+    def release(_: float) -> None:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(held.__exit__, None, None, None).result()
+
+    monkeypatch.setattr("time.sleep", release)
+    with Store(store.folder).alone():
         pass
 
 
@@ -168,6 +237,7 @@ def test_start_on_a_disk_that_is_only_read(store: Store, monkeypatch: pytest.Mon
 def test_progress(store: Store) -> None:
     """A training tells its stage, then its report or its error."""
     number = store.begin()
+    assert [store.training(number)[name] for name in ("stage", "done", "total")] == ["waiting", 0, 0]
     store.update(number, stage="encoder", done=3, total=9)
     told = store.training(number)
     assert [told[name] for name in ("state", "stage", "done", "total")] == ["running", "encoder", 3, 9]
@@ -184,8 +254,13 @@ def test_progress(store: Store) -> None:
     assert [told[name] for name in ("state", "report", "seconds_left")] == ["done", MODEL.report, None]
     assert told["done_per_second"] > 0
     failed = store.begin()
+    for done in (0, 3):
+        store.update(failed, done=done, total=9)
+        store._rows("UPDATE paces SET began = began - 2")
+    assert store.training(failed)["seconds_left"] > 0
     store.update(failed, error="no luck")
-    assert [store.training(failed)[name] for name in ("state", "error")] == ["failed", "no luck"]
+    told = store.training(failed)
+    assert [told[name] for name in ("state", "error", "seconds_left")] == ["failed", "no luck", None]
     with pytest.raises(NotFoundError, match="training 9"):
         store.training(9)
 
@@ -222,14 +297,27 @@ def test_replace(tmp_path: Path) -> None:
     """A file is replaced as a whole or not at all, and nothing else is left."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
+    temporary: list[str] = []
 
     def write_half(file: IO[bytes]) -> None:
         file.write(b"half")
+        # Where it can take the other's place, and under a name that tells whose it is.
+        temporary.extend(found.name for found in tmp_path.iterdir() if found != path)
         raise KeyError
 
     with pytest.raises(KeyError):
         replace(path, write_half)
     assert path.read_bytes() == b"old"
+    assert len(temporary) == 1 and temporary[0].startswith(".file-")
     replace(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_replaced_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the content is on disk before the file takes its place."""
+    path, synced = tmp_path / "file", []
+    path.write_bytes(b"old")
+    monkeypatch.setattr("os.fsync", lambda number: synced.append((os.fstat(number).st_size, path.read_bytes())))
+    replace(path, lambda file: file.write(b"newer"))
+    assert synced == [(5, b"old")]
