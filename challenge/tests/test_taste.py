@@ -31,6 +31,18 @@ def test_batches() -> None:
     assert sorted(seen) == list(range(500))
 
 
+def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch holds no more numbers than it may, and its users have rated about as much: little is padded."""
+    monkeypatch.setattr(FIXED, "batch", 20_000)
+    user = np.minimum(RANDOM.geometric(0.01, 3_000), 500)
+    ratings = pd.DataFrame({"user": user, "fold": RANDOM.integers(0, 3, len(user))})
+    for batch, places, there in batches(ratings, 10):
+        most = there.sum(axis=2).max(axis=1)
+        assert most.max() < 2 * most.min() and len(batch) * 10**2 <= FIXED.batch
+        assert places.size * 10 <= 2 * FIXED.batch
+    assert len(list(batches(ratings, 1_000))) >= 300
+
+
 @pytest.mark.parametrize("ratings", [3, 12])
 def test_evidence(ratings: int) -> None:
     """Few ratings or many: the sums are those of the ridge regressions, also after the rows were reduced."""
@@ -55,6 +67,7 @@ def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
     exact, single = (evidence(table, table[..., :1])[1] for table in (rows, rows.astype(np.float32)))
     np.testing.assert_allclose(single, exact, rtol=1e-3)
     np.testing.assert_allclose(single[4:], (rows[0, :, 4:] ** 2).sum(axis=0), rtol=0.99)
+    assert single.dtype == np.float32
 
 
 @pytest.mark.parametrize("size", [4, 60])
@@ -63,7 +76,8 @@ def test_fit_users_holds_out(size: int) -> None:
     vectors = RANDOM.normal(size=(30, size)).astype(np.float32)
     ratings, roots = some_ratings(5, 30, 80), RANDOM.normal(size=(4, size, size)).astype(np.float32)
     prior = roots @ roots.transpose(0, 2, 1) / size + np.eye(size, dtype=np.float32)
-    weights, held_out, scatter = fit_users(vectors, ratings, prior)
+    weights, held_out, scatter = fit_users(vectors, ratings.astype({"root": np.float32}), prior)
+    assert weights.dtype == held_out.dtype == scatter.dtype == np.float32
     expected = np.zeros((5, 4, size))
     for fold in range(4):
         total = np.zeros((size, size))
@@ -115,6 +129,40 @@ def test_taste_finds_the_source_that_counts() -> None:
     assert worth[:4] == pytest.approx(1, rel=0.15)
     assert (worth[4:] < 0.2).all()
     assert np.corrcoef(taste.held_out_, signal)[0, 1] > 0.9
+    # The ratings' own noise is 1, four weights of 1 make 2.
+    assert (taste.noise_, taste.strengths_["a"]) == pytest.approx((1, 2), rel=0.15) and taste.strengths_["b"] < 0.4
+
+
+def test_axes_are_those_of_what_is_rated() -> None:
+    """Where there are fewer axes than dimensions, those stay along which the rated movies differ most."""
+    vectors = (RANDOM.normal(size=(100, 6)) * [0.1, 0.1, 1, 0.1, 0.1, 0]).astype(np.float32)
+    vectors[60:, 5] = 50
+    ratings = some_ratings(60, 60, 2000).assign(root=1.0)
+    signal = 2 * vectors[ratings["movie"], 2] * RANDOM.normal(size=60)[ratings["user"]]
+    taste = Taste(2).fit(pd.DataFrame(vectors, columns=["a"] * 6), ratings.assign(stars=ratings["stars"] + signal))
+    assert np.mean((taste.held_out_ - signal) ** 2) < 0.2 * signal.var()
+
+
+def test_unit_of_the_stars() -> None:
+    """Stars ten times as large have tastes ten times as large."""
+    vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
+    ratings["stars"] += (vectors @ RANDOM.normal(size=(5, 40)))[ratings["movie"], ratings["user"]].astype(np.float32)
+    frame = pd.DataFrame(vectors, columns=["a"] * 5)
+    small, large = (Taste(6).fit(frame, ratings.assign(stars=unit * ratings["stars"]), 3) for unit in (1, 10))
+    np.testing.assert_allclose(large.held_out_, 10 * small.held_out_, rtol=0.01, atol=0.05)
+    assert large.noise_ == pytest.approx(100 * small.noise_, rel=0.01)
+    assert large.strengths_["a"] == pytest.approx(10 * small.strengths_["a"], rel=0.01)
+
+
+def test_doubtful_ratings_count_for_little() -> None:
+    """Ratings that are as far off as their weight is small move neither the scales nor the noise."""
+    vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800).assign(root=1.0)
+    wild = some_ratings(40, 60, 800).assign(root=0.01)
+    wild["stars"] *= 100
+    frame = pd.DataFrame(vectors, columns=["a"] * 5)
+    alone, both = (Taste(6).fit(frame, some) for some in (ratings, pd.concat([ratings, wild], ignore_index=True)))
+    np.testing.assert_allclose(both.held_out_[:800], alone.held_out_, atol=0.1)
+    assert both.noise_ == pytest.approx(alone.noise_, rel=0.1)
 
 
 def test_prior_learns_how_weights_go_together() -> None:
