@@ -132,6 +132,12 @@ def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert encoder == choose(str(tmp_path / "outlier"), 512, "fp32")
 
 
+def test_only_integers_prove_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another precision is taken as it is, without the weights: all overviews may be known."""
+    monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(OSError("the weights were touched")))
+    assert choose(str(ENCODER), 512, "fp32", tuple(TEXTS)) == MINI
+
+
 def test_few_texts_to_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts that come again count once, in whatever batches; one alone proves nothing."""
     monkeypatch.setitem(FIXED.budget, "cpu", 16)
@@ -255,6 +261,15 @@ def test_damaged_cache(cache: Path, caplog: pytest.LogCaptureFixture, damage: st
     assert str(cache) in caplog.text and "damaged" in caplog.text
     assert cache.with_name(f"damaged-{cache.name}").read_bytes() == content
     assert not steps(TEXTS, cache)
+
+
+def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged cache that another process has just set aside is made anew all the same."""
+    cache.parent.mkdir()
+    cache.write_bytes(b"x" * 20_000)
+    monkeypatch.setattr("challenge.encoder.logger.error", lambda *_: cache.rename(cache.with_name("aside")))
+    assert np.isfinite(vectors_of(TEXTS, cache)).all()
+    assert sorted(path.name for path in cache.parent.iterdir()) == ["aside", cache.name]
 
 
 def test_locked_is_not_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
