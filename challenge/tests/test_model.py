@@ -39,6 +39,40 @@ def test_beats_the_user_mean(model: RatingModel) -> None:
     assert errors["model"] < errors["user mean"] < errors["global mean"]
 
 
+def test_report(model: RatingModel) -> None:
+    """It tells what was learned from, how wide intervals are, and the strongest sources of tastes, best first."""
+    stray = pd.DataFrame({"userId": ["1", "2"], "rating": 3.0, "movieId": "none"})
+    ratings = pd.concat([RATINGS, stray]).astype({"userId": "category", "movieId": "category"})
+    some = np.where(np.arange(len(CATALOGUE))[:, None] < 7, np.nan, EMBEDDINGS)
+    told = fit_model(ratings, CATALOGUE, some, 0, str).report
+    counts = [told[name] for name in ("rows", "rows of movies in the catalogue", "users", "movies")]
+    assert counts == [len(RATINGS) + 2, len(RATINGS), RATINGS["userId"].nunique(), RATINGS["movieId"].nunique()]
+    assert told["movies without overview"] == 7
+    strengths = list(told["strongest features"].values())
+    assert len(strengths) == FIXED.strongest and strengths == sorted(strengths, reverse=True) and strengths[0] > 0.1
+    answers = model.explain(PAIRS)
+    # Those at the ends of the scale are cut off.
+    inside = answers[(answers["low"] > 1) & (answers["high"] < 5)]
+    assert model.report["interval"]["width"] == pytest.approx((inside["high"] - inside["low"]).mean(), rel=0.1)
+    errors = [*model.report["cross-validated mse"].values()]
+    assert errors[0] == pytest.approx(RATINGS["rating"].var(ddof=0), rel=1e-4) and errors[1] > errors[2] > errors[3]
+
+
+def test_many_pairs_at_a_time(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs are predicted alike in whatever portions."""
+    whole = model.predict(PAIRS)
+    monkeypatch.setattr(FIXED, "chunk", 7)
+    np.testing.assert_allclose(model.predict(PAIRS), whole, atol=1e-5)
+
+
+def test_seed() -> None:
+    """The same seed gives the same model, another one another."""
+    few = RATINGS.head(1500)
+    first, again, other = (fit_model(few, CATALOGUE, EMBEDDINGS, seed, str).predict(PAIRS) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(again, first)
+    assert np.abs(other - first).max() > 0.01
+
+
 def test_arrays_hold_all(model: RatingModel) -> None:
     """A model made anew from its arrays predicts the same to the last bit."""
     again = RatingModel(model.arrays, model.report)
