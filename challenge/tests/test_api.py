@@ -25,7 +25,7 @@ TRAIN, TEST = DEMO / "df_train.csv", DEMO / "df_test.csv"
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Answer]:
-    """Keep the answer of the first training."""
+    """Keep the answer of the first training, and what readiness says after it."""
     return {}
 
 
@@ -35,6 +35,7 @@ def server(start: Start, report: dict[str, Answer]) -> Server:
     server = start(DEMO / "df_movies.csv", CHALLENGE_ENCODER=str(ENCODER))
     report["answer"] = server.train(TRAIN)
     assert report["answer"].status == 200, report["answer"].body
+    report["ready"] = server.get("/health/ready")
     return server
 
 
@@ -93,9 +94,8 @@ def test_report(server: Server, report: dict[str, Answer]) -> None:
     errors = told["cross-validated mse"]
     assert 0 < errors["model"] < errors["user mean"] < errors["global mean"] < 2
     assert len(told["seconds"]) > 1 and min(told["seconds"].values()) >= 0
-    ready = server.get("/health/ready")
-    assert ready.status == 200
-    assert ready.json["model"] == told
+    assert report["ready"].status == 200
+    assert report["ready"].json["model"] == told
 
 
 def test_predictions_beat_the_mean(server: Server, ratings: pd.DataFrame) -> None:
@@ -297,9 +297,10 @@ def form(path: Path) -> tuple[str, str]:
 
 def test_training_as_a_job(server: Server, expected: str) -> None:
     """A training that is not waited for tells its progress, then its report; another one is sent to it meanwhile."""
+    own = "fedcba9876543210" * 2
     # A list of preferences may be in several headers, and in any case.
     wishes = "-H", "Prefer: handling=strict", "-H", "Prefer: wait=9, Respond-Async"
-    begun = server.get("/ratings/train", *form(TRAIN), *wishes)
+    begun = server.get("/ratings/train", *form(TRAIN), *wishes, "-H", f"X-Request-ID: {own}")
     assert (begun.status, begun.headers["preference-applied"]) == (202, "respond-async")
     path = begun.headers["location"]
     busy = server.get("/ratings/train", *form(TRAIN))
@@ -312,6 +313,7 @@ def test_training_as_a_job(server: Server, expected: str) -> None:
     assert set(stages) <= {"waiting", *told["report"]["seconds"], "saving"} and "taste" in stages
     assert (told["state"], told["report"]["rows"]) == ("done", 15_873)
     assert told["seconds"] > 1
+    assert f"[{own}] challenge: trained" in (server.folder / "server.log").read_text()
     assert server.predict(TEST).body == expected
     server.get("/trainings/123456").refused(404)
     server.get("/trainings/0").refused(422)
@@ -339,6 +341,8 @@ def test_models_are_switched(server: Server, ratings: pd.DataFrame, expected: st
 
 def test_damaged_model_is_refused(server: Server, expected: str) -> None:
     """A model whose file has changed cannot be made to serve, and is named."""
+    if len(server.get("/models").json["models"]) == 1:
+        assert server.train(TRAIN).status == 200
     models = server.get("/models").json
     other = next(model["id"] for model in models["models"] if model["id"] != models["active"])
     path = server.folder / "models" / f"model-{other}.npz"

@@ -1,6 +1,7 @@
 """The service without HTTP."""
 
 import os
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -112,8 +113,11 @@ def test_full_disk(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.
     assert service.serving() is before
 
 
-def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame) -> None:
+def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
     """Added ratings count in each worker and after a restart, alike."""
+    # A copy: the other tests' trainings shall not read them.
+    models = shutil.copytree(service.settings.models, tmp_path / "models")
+    service = Service(service.settings.model_copy(update={"models": models}))
     own = ratings[ratings["userId"] == ratings["userId"].iloc[0]]
     pairs, worker = own.assign(userId="newcomer").astype({"userId": "category"}), other(service)
     worker.serving()
