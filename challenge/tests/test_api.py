@@ -432,6 +432,7 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
     assert rows() - before == 10 * len(json.loads(expected))
     assert f"challenge_active_model {models['active']}.0" in pair.get("/metrics", *BEARER).body
     assert pair.get("/ratings/train", *form(TRAIN), *BEARER).status == 200
+    assert 'challenge_training_stage_seconds_count{stage="taste"} 1.0' in pair.get("/metrics", *BEARER).body
     number = models["active"] + 1
     trained = pair.get("/models", *BEARER).json["active"]
     assert trained >= number

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from prometheus_client import REGISTRY
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from challenge.encoder import Encoder, EncoderUnavailableError, choose, encode, load
@@ -194,8 +195,17 @@ def test_other_weights_than_chosen(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_by_one")
 def test_nothing_is_encoded_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known texts need no weights, in whatever order they come; only new ones are encoded."""
+
+    def counted() -> list[float]:
+        return [
+            REGISTRY.get_sample_value("challenge_overviews_total", {"source": source}) or 0
+            for source in ("cached", "encoded")
+        ]
+
     assert steps(TEXTS, cache) == [(done + 1, len(TEXTS)) for done in range(len(TEXTS))]
+    before = counted()
     assert steps([*TEXTS, "", "new", "new", "newer"], cache) == [(len(TEXTS) + more, len(TEXTS) + 2) for more in (1, 2)]
+    assert [after - count for after, count in zip(counted(), before)] == [len(TEXTS), 2]
     vectors = vectors_of(TEXTS, cache)
 
     def refuse(*_: Any, **__: Any) -> None:
