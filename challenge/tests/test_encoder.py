@@ -91,8 +91,9 @@ def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, p
 
 def test_empty_texts(cache: Path) -> None:
     """An empty text has no vector, and where all are empty no weights are needed."""
-    vectors = vectors_of(["", TEXTS[0], ""], cache)
-    assert np.isnan(vectors).all(axis=1).tolist() == [True, False, True]
+    gaps: list[Any] = [np.nan, None]
+    vectors = vectors_of(["", TEXTS[0], *gaps], cache)
+    assert np.isnan(vectors).all(axis=1).tolist() == [True, False, True, True]
     assert np.isfinite(vectors[1]).all()
     nothing = vectors_of(["", ""], cache, Encoder("no/such-encoder", 512, "fp32", "none"))
     assert len(nothing) == 2 and np.isnan(nothing).all()
@@ -253,6 +254,8 @@ def test_many_fill_one_cache(cache: Path) -> None:
         orders = [list(np.random.default_rng(number).permutation(TEXTS)) for number in range(4)]
         answers = list(pool.map(lambda texts: dict(zip(texts, vectors_of(texts, cache))), orders))
     assert not steps(TEXTS, cache)
+    with closing(sqlite3.connect(cache)) as store:
+        assert store.execute("SELECT count(*) FROM vectors").fetchone() == (len(TEXTS),)
     for text, vector in zip(TEXTS, vectors_of(TEXTS, cache)):
         for answer in answers:
             np.testing.assert_allclose(answer[text], vector, atol=1e-5)
