@@ -66,7 +66,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     for name, column in catalogue.items():
         # By its distinct values, lest one word that stands for a gap makes a column of numbers one of words.
         told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
-        kind = "number" if told > 1 and told >= FIXED.readable * column.nunique() else "words"
+        kind = "number" if told > 2 and told >= FIXED.readable * column.nunique() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column.fillna(""))
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
     return fitted, project(fitted, wide, catalogue.index)

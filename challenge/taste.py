@@ -237,8 +237,9 @@ class Taste:
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
         # What tells apart the movies that are rated most.
-        counts = np.bincount(ratings["movie"], minlength=len(vectors)).astype(np.float32)
-        axes = np.linalg.eigh(scaled.T @ (scaled * counts[:, None])).eigenvectors[:, ::-1][:, : self.dimensions - 1]
+        roots = np.sqrt(np.bincount(ratings["movie"], minlength=len(vectors)), dtype=np.float32)[:, None]
+        # By a triangle of at most as many rows as movies: its cost is not the cube of the dimensions.
+        axes = np.linalg.svd(np.linalg.qr(scaled * roots, "r"), full_matrices=False).Vh[: self.dimensions - 1].T
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
         # In double precision: where tastes explain all that there is, single is not enough, in no round.
         projected, prior = design @ projection, np.eye(len(projection.T))[None]

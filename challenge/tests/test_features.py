@@ -172,17 +172,23 @@ def test_numbers_with_words_for_gaps() -> None:
 
 
 def test_share_of_numbers() -> None:
-    """Nine tenths of the different values, and two or more, make a column of numbers."""
+    """Nine tenths of the different values, and three or more, make a column of numbers; flags are words."""
     columns = {
         "most": [*"123456789", "x"],
         "fewer": [*"12345678", "x", "y"],
-        "two": ["1", "2"] * 5,
-        "one": ["1", "1.0"] * 5,
+        "three": ["1", "2", "3", "3", "3"] * 2,
+        "flags": ["1", "0"] * 5,
+        "one": ["1"] * 10,
     }
     _, (_, sources) = fit(
         pd.DataFrame(columns | {"overview": None}, dtype=object), np.full((10, 1), np.nan, np.float32)
     )
-    assert {source for source in sources if "curve" not in source} == {"number/most", "words/fewer", "number/two"}
+    assert {source for source in sources if "curve" not in source} == {
+        "number/most",
+        "words/fewer",
+        "number/three",
+        "words/flags",
+    }
 
 
 def test_rare_words_weigh_more() -> None:
