@@ -158,7 +158,9 @@ def test_no_dates() -> None:
 
 def test_no_numbers() -> None:
     """What only looks like a dressed number, or is longer than any, is none."""
-    assert np.isnan(as_numbers(pd.Series(["10 M", "12abc", "12,34567", "0" * 40 + "7"]))).all()
+    assert np.isnan(
+        as_numbers(pd.Series(["10 M", "5 million", "$1.2 Billion", "12abc", "12,34567", "0" * 40 + "7"]))
+    ).all()
     assert np.sinh(as_numbers(pd.Series(["0" * 39 + "7"]))[0, 0]) == pytest.approx(7)
 
 
