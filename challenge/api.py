@@ -99,7 +99,7 @@ def show_models() -> dict[str, Any]:
 
 
 @router.put("/models/active")
-def activate(model: Annotated[int, Body(embed=True, ge=1, le=2**53)]) -> dict[str, Any]:
+def activate(model: Annotated[int, Body(embed=True, strict=True, ge=1, le=2**53)]) -> dict[str, Any]:
     """Make a model serve, in all workers; answer with its report."""
     service.store.activate(model)
     return service.serving().report

@@ -336,7 +336,8 @@ def test_models_are_switched(server: Server, ratings: pd.DataFrame, expected: st
         assert predicted.headers["x-model"] == str(number)
         assert (predicted.body == expected) == (number == before["active"])
     server.get("/models/active", "-X", "PUT", "--json", '{"model": 999}').refused(404)
-    server.get("/models/active", "-X", "PUT", "--json", '{"model": "last"}').refused(422)
+    for odd in ('"last"', "true", "1.5"):
+        server.get("/models/active", "-X", "PUT", "--json", f'{{"model": {odd}}}').refused(422)
 
 
 def test_damaged_model_is_refused(server: Server, expected: str) -> None:
