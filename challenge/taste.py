@@ -61,26 +61,25 @@ def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indice
 
 
 def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
-    """Solve ridge regressions with a unit prior and unit noise, in their dual form.
+    """Solve a ridge regression with a unit prior and unit noise, in its dual form.
 
     Parameters
     ----------
-    rows : ndarray of shape (batch, ratings, dimensions)
-        Predictors; rows of zeros count for nothing.
-    target : ndarray of shape (batch, ratings, 1)
+    rows : ndarray of shape (ratings, dimensions)
+        Predictors.
+    target : ndarray of shape (ratings,)
         What is predicted.
 
     Returns
     -------
     size, known : ndarray of shape (dimensions,)
-        Sums over the batch: of each weight's squared posterior mean, and of how far, from 0 to 1, it is determined.
+        Each weight's squared posterior mean, and how far, from 0 to 1, it is determined.
     error : floating
-        Sum of the squares that the regressions leave of the target.
+        Sum of the squares that the regression leaves of the target.
     """
-    inverse = np.linalg.inv(rows @ rows.mT + np.eye(rows.shape[1], dtype=rows.dtype))
+    inverse = np.linalg.inv(rows @ rows.T + np.eye(len(rows), dtype=rows.dtype))
     left = inverse @ target
-    size = np.square(rows.mT @ left).sum(axis=(0, 2))
-    return size, (inverse @ rows * rows).sum(axis=(0, 1)), np.square(left).sum()
+    return np.square(rows.T @ left), (inverse @ rows * rows).sum(axis=0), np.square(left).sum()
 
 
 def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Floats, Floats, Floats]:
@@ -258,10 +257,10 @@ class Taste:
         some = ratings.groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
         # No more rows than columns, however many ratings, have the same regression.
-        small = [np.linalg.qr(rows[None, own], "r") for own in some.groupby("user").indices.values()]
+        small = [np.linalg.qr(rows[own], "r") for own in some.groupby("user").indices.values()]
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
-            sums = side_by_side(lambda rows: evidence(rows[..., :-1] * self.scales_, rows[..., -1:]), small)
+            sums = side_by_side(lambda rows: evidence(rows[:, :-1] * self.scales_, rows[:, -1]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))
             self.noise_ = max(float(error / max(len(some) - known.sum(), 1)), FIXED.least_noise)
             growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_

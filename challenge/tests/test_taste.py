@@ -46,16 +46,17 @@ def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ratings", [3, 12])
 def test_evidence(ratings: int) -> None:
     """Few ratings or many: the sums are those of the ridge regressions, also after the rows were reduced."""
-    rows, target = RANDOM.normal(size=(2, ratings, 6)), RANDOM.normal(size=(2, ratings, 1))
+    rows, target = RANDOM.normal(size=(2, ratings, 6)), RANDOM.normal(size=(2, ratings))
     size, known, error = np.zeros(6), np.zeros(6), 0.0
     for row, value in zip(rows, target):
         covariance = np.linalg.inv(row.T @ row + np.eye(6))
         weight = covariance @ row.T @ value
-        size += weight[:, 0] ** 2
+        size += weight**2
         known += 1 - np.diag(covariance)
         error += np.square(value - row @ weight).sum()
     reduced: Any = np.linalg.qr(np.dstack([rows, target]), mode="r")
-    for found in (evidence(rows, target), evidence(reduced[..., :-1], reduced[..., -1:])):
+    for tables, targets in ((rows, target), (reduced[..., :-1], reduced[..., -1])):
+        found = [sum(parts) for parts in zip(*map(evidence, tables, targets))]
         for one, expected in zip(found, (size, known, np.array(error))):
             np.testing.assert_allclose(one, expected, atol=1e-9)
 
@@ -63,10 +64,10 @@ def test_evidence(ratings: int) -> None:
 @pytest.mark.parametrize("ratings", [3, 60])
 def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
     """Single precision is enough also where ratings say next to nothing of a weight."""
-    rows = RANDOM.normal(size=(1, ratings, 6)) * [1, 1, 1, 1, 1e-4, 1e-7]
-    exact, single = (evidence(table, table[..., :1])[1] for table in (rows, rows.astype(np.float32)))
+    rows = RANDOM.normal(size=(ratings, 6)) * [1, 1, 1, 1, 1e-4, 1e-7]
+    exact, single = (evidence(table, table[:, 0])[1] for table in (rows, rows.astype(np.float32)))
     np.testing.assert_allclose(single, exact, rtol=1e-3)
-    np.testing.assert_allclose(single[4:], (rows[0, :, 4:] ** 2).sum(axis=0), rtol=0.99)
+    np.testing.assert_allclose(single[4:], (rows[:, 4:] ** 2).sum(axis=0), rtol=0.99)
     assert single.dtype == np.float32
 
 

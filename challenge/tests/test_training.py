@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from challenge.encoder import EncoderUnavailableError
+from challenge.encoder import Encoder, EncoderUnavailableError
 from challenge.model import NotFoundError
 from challenge.settings import Settings
 from challenge.store import NotTrainedError, TrainingBusyError
@@ -202,7 +202,11 @@ def test_catalogue_of_the_same_time(service: Service) -> None:
 def test_catalogue_without_the_encoder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A catalogue whose overviews cannot be encoded is refused, also by a worker that has not predicted yet."""
     before, worker = service.settings.catalogue.read_bytes(), other(service)
-    monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(EncoderUnavailableError("gone")))
+
+    def load(_: Encoder) -> None:
+        raise EncoderUnavailableError("gone")
+
+    monkeypatch.setattr("challenge.encoder.load", load)
     with pytest.raises(EncoderUnavailableError):
         worker.replace_catalogue(BytesIO(b"movieId,overview\n1,What nobody has read.\n"))
     assert service.settings.catalogue.read_bytes() == before
