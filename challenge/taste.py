@@ -258,10 +258,12 @@ class Taste:
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
         # No more rows than columns, however many ratings, have the same regression.
         small = [np.linalg.qr(rows[own], "r") for own in some.groupby("user").indices.values()]
+        # Chance alone makes as much of a source that is worth nothing as grows like the root of the users' number.
+        pseudo_known = FIXED.pseudo_known * len(small) ** 0.5
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
             sums = side_by_side(lambda rows: evidence(rows[:, :-1] * self.scales_, rows[:, -1]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))
             self.noise_ = max(float(error / max(len(some) - known.sum(), 1)), FIXED.least_noise)
-            growth = np.bincount(sources, size) / (np.bincount(sources, known) + FIXED.pseudo_known) / self.noise_
+            growth = np.bincount(sources, size) / (np.bincount(sources, known) + pseudo_known) / self.noise_
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, *FIXED.scales).astype(np.float32)

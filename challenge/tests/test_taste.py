@@ -134,6 +134,20 @@ def test_taste_finds_the_source_that_counts() -> None:
     assert (taste.noise_, taste.strengths_["a"]) == pytest.approx((1, 2), rel=0.15) and taste.strengths_["b"] < 0.4
 
 
+def test_sources_of_noise_are_worth_nothing() -> None:
+    """Most of many such sources are put out, however much the many users make of them by chance."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(200, 24)).astype(np.float32)
+    user, movie = random.integers(0, 150, 6000), random.integers(0, 200, 6000)
+    signal = (vectors[movie, :4] * random.normal(size=(150, 4))[user]).sum(axis=1)
+    stars = (signal + random.normal(size=6000)).astype(np.float32)
+    ratings = pd.DataFrame({"user": user, "movie": movie, "fold": movie % 3, "stars": stars, "root": 1.0})
+    names = ["a"] * 4 + [f"noise {number}" for number in range(20)]
+    strengths = Taste(25).fit(pd.DataFrame(vectors, columns=names), ratings).strengths_
+    left = (strengths.drop("a") > 0.01).sum()
+    assert strengths["a"] > 1.5 and left < 8, left
+
+
 def test_axes_are_those_of_what_is_rated() -> None:
     """Where there are fewer axes than dimensions, those stay along which the rated movies differ most."""
     vectors = (RANDOM.normal(size=(100, 6)) * [0.1, 0.1, 1, 0.1, 0.1, 0]).astype(np.float32)
