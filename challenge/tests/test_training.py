@@ -184,6 +184,20 @@ def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptu
         path.write_bytes(content)
 
 
+def test_catalogue_that_may_not_be_read(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder where the catalogue was, as Docker makes of a file that it does not find, ends no prediction."""
+    path, pairs = service.settings.catalogue, read_pairs(DEMO / "df_test.csv", rated=False).head(99)
+    before = service.serving().predict(pairs)
+    kept = path.rename(path.with_name("kept.csv"))
+    path.mkdir()
+    try:
+        np.testing.assert_allclose(service.serving().predict(pairs), before, atol=1e-6)
+        assert "movies.csv" in caplog.text
+    finally:
+        path.rmdir()
+        kept.rename(path)
+
+
 def test_catalogue_of_the_same_time(service: Service) -> None:
     """Another catalogue that is moved to where one was counts, though it bears the earlier one's time."""
     path, known = service.settings.catalogue, len(service.serving().movies)
