@@ -40,7 +40,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     try:
         table: pd.DataFrame = pd.read_csv(source, **FIXED.csv)
     except ValueError as error:
-        raise TableError(f"the file cannot be read as CSV: {str(error).strip()}") from error
+        raise TableError(f"the file cannot be read as CSV in UTF-8: {str(error).strip()}") from error
     # What has no name is an index that some program wrote.
     names = table.iloc[0].dropna().str.strip().replace(FIXED.names, regex=True)
     table = table[names.index].set_axis([*names], axis=1)[1:].dropna(how="all")
