@@ -61,8 +61,8 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a file's content, or nothing where there is no file."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    """Return the sha256 of a file's content, or nothing where no file can be read."""
+    with suppress(OSError), path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
     return ""
 

@@ -110,14 +110,14 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     Raises
     ------
     CatalogueMissingError
-        If there is no such file.
+        If there is no such file, or none that may be read.
     TableError
         If it cannot be used.
     """
     try:
         catalogue = read_csv(source, ("movieId",))
-    except FileNotFoundError as error:
-        raise CatalogueMissingError(f"there is no catalogue at {source} (CHALLENGE_CATALOGUE)") from error
+    except OSError as error:
+        raise CatalogueMissingError(f"the catalogue {source} (CHALLENGE_CATALOGUE): {error.strerror}") from error
     except TableError as error:
         raise TableError(f"the catalogue: {error}") from error
     if len(doubled := catalogue.columns[catalogue.columns.duplicated()]):

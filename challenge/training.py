@@ -186,6 +186,6 @@ class Service:
                 # The encoder that the model was trained with: the settings may have changed since.
                 embeddings, _ = self._encode(catalogue["overview"], Encoder(**model.report["encoder"]))
                 model = model.with_catalogue(movie_vectors(model.features, catalogue, embeddings))
-        except (CatalogueMissingError, TableError, IsADirectoryError, PermissionError) as error:
+        except (CatalogueMissingError, TableError) as error:
             logger.error("%s; the movies that the model was trained with stay", error)
         return model

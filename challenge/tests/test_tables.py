@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from challenge.tables import TableError, read_catalogue, read_pairs
+from challenge.tables import CatalogueMissingError, TableError, read_catalogue, read_pairs
 
 # What is wrong, whether in training, the file, what the message says.
 BAD: list[tuple[str, bool, bytes, list[str]]] = [
@@ -199,3 +199,10 @@ def test_bad_catalogue(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError, match="^the catalogue: "):
         read_catalogue(path)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("", "Is a directory"), ("movies.csv", "No such file")])
+def test_missing_catalogue(tmp_path: Path, name: str, reason: str) -> None:
+    """Where the catalogue is none that can be read, its place, the setting and the reason are told."""
+    with pytest.raises(CatalogueMissingError, match=rf"{tmp_path / name} \(CHALLENGE_CATALOGUE\): {reason}"):
+        read_catalogue(tmp_path / name)
