@@ -232,16 +232,18 @@ def recall(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
     with closing(sqlite3.connect(cache, timeout=60)) as file:
         file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         query = "SELECT vector FROM vectors WHERE key = ?"
-        vectors = {text: np.frombuffer(row[0], "float32") for text in keys for row in file.execute(query, [keys[text]])}
+        rows = ((text, row[0]) for text in keys for row in file.execute(query, [keys[text]]))
+        # Each follows its digest, as SQLite does not see what a bad disk makes of it; a damaged one is encoded anew.
+        vectors = {text: np.frombuffer(row[32:], "f4") for text, row in rows if sha256(row[32:]).digest() == row[:32]}
         unknown = [text for text in keys if text not in vectors]
         progress(done=len(vectors), total=len(keys))
         with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(keys)) as bar:
             # The weights are not needed where all is known.
             for batch in forward(unknown, encoder) if unknown else []:
-                # Another process may have encoded the same text meanwhile.
-                added = [(keys[text], vector.tobytes()) for text, vector in batch.items()]
+                # Another process may have encoded the same text meanwhile, or the one that is there is damaged.
+                added = [(keys[text], sha256(vector).digest() + vector.tobytes()) for text, vector in batch.items()]
                 with file:
-                    file.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", added)
+                    file.executemany("INSERT INTO vectors VALUES (?1, ?2) ON CONFLICT DO UPDATE SET vector = ?2", added)
                     file.execute("DELETE FROM vectors WHERE rowid <= (SELECT max(rowid) FROM vectors) - ?", [most])
                 vectors |= batch
                 bar.update(len(batch))

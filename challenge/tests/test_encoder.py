@@ -276,6 +276,19 @@ def test_damaged_cache(cache: Path, caplog: pytest.LogCaptureFixture, damage: st
     assert not steps(TEXTS, cache)
 
 
+@pytest.mark.usefixtures("one_by_one")
+def test_damaged_vector(cache: Path) -> None:
+    """A vector that SQLite hands out with other numbers than it was given is encoded anew, and it alone, once."""
+    vectors = vectors_of(TEXTS, cache)
+    content = cache.read_bytes()
+    numbers = vectors[3, 4:8].tobytes()
+    assert content.count(numbers) == 1
+    cache.write_bytes(content.replace(numbers, np.full(4, 1e30, np.float32).tobytes()))
+    assert len(steps(TEXTS, cache)) == 1
+    np.testing.assert_allclose(vectors_of(TEXTS, cache), vectors, atol=1e-6)
+    assert not steps(TEXTS, cache)
+
+
 def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged cache that another process has just set aside is made anew all the same."""
     cache.parent.mkdir()
