@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from prometheus_fastapi_instrumentator import Instrumentator
 
 from challenge.settings import FIXED, VERSION, ChallengeError, Settings
@@ -20,6 +20,7 @@ from challenge.store import NotTrainedError, TrainingBusyError
 from challenge.tables import read_pairs
 from challenge.training import Service
 
+ACTIVE = Gauge("challenge_active_model", "Number of the active model, 0 without one", multiprocess_mode="mostrecent")
 PREDICTED = Counter("challenge_predicted_rows", "Rows that a rating was predicted for")
 
 Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that shall lie in the intervals")]
@@ -72,7 +73,9 @@ async def guard(request: Request, answer: Callable[[Request], Awaitable[Response
         return await answer(request)
 
 
-Instrumentator().instrument(api).expose(api, include_in_schema=False)
+# Asked when somebody looks: no worker may have served by the model yet.
+counts_active = Depends(lambda: ACTIVE.set(service.store.active() or 0))
+Instrumentator().instrument(api).expose(api, include_in_schema=False, dependencies=[counts_active])
 
 
 @router.post("/ratings/train", responses={202: {"description": "Begun, as `Prefer: respond-async` asked for."}})

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import IO, Any
 
 import pandas as pd
-from prometheus_client import Gauge, Summary
+from prometheus_client import Summary
 from threadpoolctl import threadpool_limits
 
 from challenge.encoder import Encoder, choose, encode
@@ -22,7 +22,6 @@ from challenge.settings import VERSION, Settings, logger
 from challenge.store import NotTrainedError, Store, digest, replace
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
-ACTIVE = Gauge("challenge_active_model", "Number of the model that serves", multiprocess_mode="mostrecent")
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
 # A prediction waits so many seconds for the interpreter while a training has it.
 sys.setswitchinterval(0.0005)
@@ -179,7 +178,6 @@ class Service:
 
     def _load(self) -> RatingModel:
         model = self.store.load_active()
-        ACTIVE.set(model.report["model"])
         try:
             if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
                 catalogue = read_catalogue(self.settings.catalogue)

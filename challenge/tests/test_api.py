@@ -446,6 +446,14 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
     assert len(told) == 1
 
 
+def test_active_model_is_counted_from_the_start(start: Start, server: Server, expected: str) -> None:
+    """The first look at the counts tells the active model, before anything was predicted."""
+    assert expected
+    active = server.get("/models").json["active"]
+    fresh = start(DEMO / "df_movies.csv", server.folder / "models", CHALLENGE_ENCODER=str(ENCODER))
+    assert f"challenge_active_model {active}.0" in fresh.get("/metrics").body
+
+
 def test_json_log(pair: Server) -> None:
     """Each line of the log is an object that holds the request's id."""
     identity = pair.get("/health/live").headers["x-request-id"]
