@@ -78,6 +78,8 @@ class Service:
                 try:
                     return self._train(number, ratings)
                 except BaseException as error:
+                    # Nobody may be waiting to hear of it.
+                    logger.exception("training %d failed", number)
                     self.store.update(number, error=str(error) or repr(error))
                     raise
 

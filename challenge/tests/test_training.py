@@ -69,6 +69,13 @@ def test_one_training_at_a_time(service: Service, ratings: pd.DataFrame) -> None
     assert service.serving() is before
 
 
+def test_failure_is_logged(service: Service, ratings: pd.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which training failed and why, whether or not somebody asks for its report."""
+    number, report = service.train(ratings.assign(movieId="none"))
+    assert report.exception()
+    assert f"training {number} failed" in caplog.text and "the catalogue holds" in caplog.text
+
+
 def test_fingerprints(service: Service) -> None:
     """What came from the same source has the same fingerprint, what did not has another."""
     first, second = (model["report"]["fingerprints"] for model in service.store.models())
