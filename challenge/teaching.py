@@ -82,12 +82,12 @@ class Plan(BaseModel, extra="forbid"):
     encoder : str
         Hub name or local folder of the DistilBERT to start from.
     max_tokens : int
-        Tokens of an overview that are read.
+        Tokens of an overview that are read, 8 to 512.
     tasks : list of Task
         What is learned.
     masked : float
         Weight of masked-language modelling as one more task (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
-    trained : dict of int to str
+    trained : dict of int to Pattern
         By the epoch from which it counts, a regular expression that is found in the names of the parameters to train.
     layer_decay : float
         Each layer learns at so much of the rate of the one above (Howard and Ruder 2018,
@@ -104,10 +104,10 @@ class Plan(BaseModel, extra="forbid"):
     """
 
     encoder: str
-    max_tokens: int
+    max_tokens: int = Field(ge=8, le=512)
     tasks: list[Task]
     masked: float
-    trained: dict[int, str]
+    trained: dict[int, re.Pattern[str]]
     layer_decay: float
     lora: dict[str, Any] | None
     held_out: float = Field(gt=0, lt=1)
@@ -209,11 +209,11 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
 
     Parameters
     ----------
-    patterns : dict of int to str
+    patterns : dict of int to Pattern or str
         As `Plan.trained`.
     """
 
-    def __init__(self, patterns: dict[int, str]) -> None:
+    def __init__(self, patterns: dict[int, Any]) -> None:
         self.patterns = patterns
 
     def on_epoch_begin(self, arguments: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
@@ -396,7 +396,7 @@ def read_plan(path: Path, **changes: str) -> Plan:
     """Read a plan, a YAML, but for some changes; a `PlanError` names what is wrong, but for options of libraries."""
     try:
         return Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise PlanError(f"{path}: {error}") from error
 
 

@@ -200,6 +200,8 @@ def test_liked() -> None:
         ("[1]", "list"),
         ("tasks: {", "line 1"),
         (PLAN.read_text("utf-8") + "\nheld_out: 2.5", "held_out"),
+        (PLAN.read_text("utf-8") + "\nmax_tokens: 1024", "max_tokens"),
+        (PLAN.read_text("utf-8") + "\ntrained: {0: (}", "trained.*regular expression"),
     ],
 )
 def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
@@ -207,6 +209,13 @@ def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
     (tmp_path / "plan.yaml").write_text(plan)
     with pytest.raises(PlanError, match=rf"(?s)plan\.yaml.*{told}"):
         read_plan(tmp_path / "plan.yaml")
+
+
+def test_plan_that_is_gone(tmp_path: Path) -> None:
+    """So is one that was moved away, or became a folder, under a running server."""
+    for path in (tmp_path, tmp_path / "gone.yaml"):
+        with pytest.raises(PlanError, match=path.name):
+            read_plan(path)
 
 
 def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
@@ -296,7 +305,7 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
     plan = plan_of(tiny, training={"num_train_epochs": 3, "learning_rate": 1e-3})
     movies.to_csv(tmp_path / "movies.csv")
     pd.DataFrame({"userId": [1, 1], "movieId": [0, 1], "rating": [2, 4]}).to_csv(tmp_path / "ratings.csv")
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump()))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
     files = ["movies.csv", "ratings.csv", "killed", "--plan", "plan.yaml"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     killed = subprocess.Popen([sys.executable, "-m", "challenge.teaching", *files], cwd=tmp_path, env=environment)
@@ -337,7 +346,7 @@ def test_first_stage_of_a_training(tmp_path: Path) -> None:
     (tmp_path / "df_movies.csv").write_text((DEMO / "df_movies.csv").read_text("utf-8"), "utf-8")
     plan = read_plan(PLAN)
     plan.training.update({"max_steps": 2, "disable_tqdm": True})
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump()))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
     settings = Settings(catalogue=tmp_path / "df_movies.csv", models=tmp_path / "models", encoder=str(ENCODER))
     service = Service(settings.model_copy(update={"teach": tmp_path / "plan.yaml"}))
     report = service.train(ratings)[1].result()
