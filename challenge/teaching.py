@@ -373,7 +373,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
         except ValueError as error:
             logger.warning("task '%s' is left out: %s", task.name, error)
     tasks = [task for task in plan.tasks if task.name in rows]
-    if not (plan.masked or any(task.weight for task in tasks)):
+    # Masked words alone have nothing to validate by: the first epoch would count as the best.
+    if not any(task.weight for task in tasks):
         raise PlanError("tasks: none is left that has a weight")
     taught, held_out = train_test_split(rows.to_dict("records"), test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens

@@ -218,10 +218,11 @@ def test_plan_that_is_gone(tmp_path: Path) -> None:
             read_plan(path)
 
 
-def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
-    """Where no task is left nothing is taught."""
+@pytest.mark.parametrize("masked", [0, 1])
+def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path, masked: float) -> None:
+    """Where no task is left nothing is taught; masked words alone tell no epoch from a better one."""
     tasks = [TASKS[0].model_copy(update={"least": 999}), TASKS[1].model_copy(update={"weight": 0})]
-    plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": tasks})
+    plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": tasks, "masked": masked})
     ratings = pd.DataFrame({"userId": ["1"], "movieId": ["1"], "rating": [5.0]})
     with pytest.raises(PlanError, match="tasks: none"):
         teach(movies, ratings, tmp_path, plan)
