@@ -54,7 +54,7 @@ class Task(BaseModel, extra="forbid"):
     Attributes
     ----------
     name : str
-        Of its head.
+        Of its head, a word.
     kind : str
         ``multi-label``: which items of a list a movie has; ``single-label``: which value; ``regression``: which number,
         standardised; ``tokens``: which tokens of the overview belong to one of the items (distant labels: Mintz et al.
@@ -67,10 +67,10 @@ class Task(BaseModel, extra="forbid"):
         Movies that an item or a value must have.
     """
 
-    name: str
+    name: str = Field(pattern=r"^\w+$")
     kind: Literal["multi-label", "single-label", "regression", "tokens"]
     columns: list[str]
-    weight: float = 1
+    weight: float = Field(1, ge=0)
     least: int = 20
 
 
@@ -106,12 +106,12 @@ class Plan(BaseModel, extra="forbid"):
     encoder: str
     max_tokens: int = Field(ge=8, le=512)
     tasks: list[Task]
-    masked: float
+    masked: float = Field(ge=0)
     trained: dict[int, re.Pattern[str]]
-    layer_decay: float
+    layer_decay: float = Field(gt=0)
     lora: dict[str, Any] | None
     held_out: float = Field(gt=0, lt=1)
-    patience: int
+    patience: int = Field(ge=1)
     training: dict[str, Any]
 
 
@@ -209,11 +209,11 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
 
     Parameters
     ----------
-    patterns : dict of int to Pattern or str
+    patterns : dict of int to Pattern
         As `Plan.trained`.
     """
 
-    def __init__(self, patterns: dict[int, Any]) -> None:
+    def __init__(self, patterns: dict[int, re.Pattern[str]]) -> None:
         self.patterns = patterns
 
     def on_epoch_begin(self, arguments: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
@@ -403,7 +403,10 @@ def read_plan(path: Path, **changes: str) -> Plan:
 
 def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:
     """Teach an encoder the CSVs of a CATALOGUE and of RATINGS by a YAML plan; write it to a FOLDER."""
-    report = teach(read_catalogue(catalogue), read_pairs(ratings, rated=True), folder, read_plan(plan))
+    try:
+        report = teach(read_catalogue(catalogue), read_pairs(ratings, rated=True), folder, read_plan(plan))
+    except (ChallengeError, OSError) as error:
+        raise SystemExit(f"challenge.teaching: {error}") from error
     print(yaml.safe_dump(report))
 
 

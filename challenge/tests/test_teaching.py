@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -202,6 +203,11 @@ def test_liked() -> None:
         (PLAN.read_text("utf-8") + "\nheld_out: 2.5", "held_out"),
         (PLAN.read_text("utf-8") + "\nmax_tokens: 1024", "max_tokens"),
         (PLAN.read_text("utf-8") + "\ntrained: {0: (}", "trained.*regular expression"),
+        (PLAN.read_text("utf-8") + "\nmasked: -1", "masked"),
+        (PLAN.read_text("utf-8") + "\nlayer_decay: 0", "layer_decay"),
+        (PLAN.read_text("utf-8") + "\npatience: 0", "patience"),
+        (PLAN.read_text("utf-8").replace("weight: 1}", "weight: -1}"), "tasks.0.weight"),
+        (PLAN.read_text("utf-8").replace("name: genres", "name: a.b"), "tasks.0.name"),
     ],
 )
 def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
@@ -216,6 +222,18 @@ def test_plan_that_is_gone(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone.yaml"):
         with pytest.raises(PlanError, match=path.name):
             read_plan(path)
+
+
+def test_command_that_cannot(tmp_path: Path) -> None:
+    """What keeps the command from teaching is told in a line, not by a traceback."""
+    (tmp_path / "movies.csv").write_text("movieId,overview\n1,A dog.\n")
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,1,5\n")
+    for movies, ratings, told in [("no.csv", "ratings.csv", "no.csv"), ("movies.csv", "no.csv", "no.csv")]:
+        with pytest.raises(SystemExit, match=f"^challenge.teaching: .*{told}"):
+            teaching.main(tmp_path / movies, tmp_path / ratings, tmp_path / "out")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(yaml.safe_load(PLAN.read_text("utf-8")) | {"encoder": "."}))
+    with pytest.raises(SystemExit, match="^challenge.teaching: the encoder"):
+        teaching.main(tmp_path / "movies.csv", tmp_path / "ratings.csv", tmp_path / "out", tmp_path / "plan.yaml")
 
 
 @pytest.mark.parametrize("masked", [0, 1])
@@ -237,7 +255,8 @@ def test_unfreezing(tiny: Path, begin: str, epoch: float, expected: set[str]) ->
     """Each epoch trains what the last pattern that counts finds, and nothing else; so does what has none left."""
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     state = type("State", (), {"epoch": epoch})()
-    getattr(Unfreezing({0: "^heads", 1: r"^heads|layer\.1\.", 3: "."}), begin)(None, state, None, model)
+    patterns = {0: re.compile("^heads"), 1: re.compile(r"^heads|layer\.1\."), 3: re.compile(".")}
+    getattr(Unfreezing(patterns), begin)(None, state, None, model)
     trained = {name for name, part in model.named_parameters() if part.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(tuple(expected))}
 
