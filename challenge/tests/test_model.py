@@ -1,15 +1,17 @@
 """The rating model on small synthetic data."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from challenge.features import movie_vectors
-from challenge.model import RatingModel, boost, fit_model
+from challenge.model import RatingModel, boost, correct, fit_model
 from challenge.settings import FIXED
 from challenge.tables import TableError
+from challenge.taste import Floats
 from challenge.tests.synthetic import make
 
 DATA = make(users=80, movies=120, ratings=4000, seed=3)
@@ -270,6 +272,25 @@ def test_odd_ratings(ratings: pd.DataFrame) -> None:
     told = model.explain(PAIRS)
     assert 1 <= told["low"].min() <= told["rating"].min() and told["rating"].max() <= told["high"].max() <= 5
     assert not told.isna().any(axis=None)
+
+
+def test_only_ratings_tell_nothing_of_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the trees' rows, a user's only rating is one of a user of whom nothing is known but that there is one."""
+    seen: list[Floats] = []
+
+    def look(features: Floats, *others: Any) -> Any:
+        seen.append(features)
+        return correct(features, *others)
+
+    monkeypatch.setattr("challenge.model.correct", look)
+    once = RATINGS.drop_duplicates("movieId").head(40)
+    once = once.assign(userId=[f"once {number}" for number in range(40)])
+    ratings = pd.concat([RATINGS.head(1500), once]).astype({"userId": "category", "movieId": "category"})
+    fit_model(ratings, CATALOGUE, EMBEDDINGS, 0, str)
+    taste, _, activity, spread, selection, *_ = seen[0].T
+    alone = activity == 1
+    assert alone.sum() >= 40 and not np.array([taste, spread, selection])[:, alone].any()
+    assert np.array([taste, spread, selection])[:, ~alone].all()
 
 
 def test_boost_stays_out_of_fold() -> None:
