@@ -191,7 +191,7 @@ class RatingModel:
             raise NotFoundError(f"there is no movie '{movie}'")
         # The last movie is any that is unknown, the last dimension the same for all.
         vectors, others = self.arrays["vectors"][:-1, :-1], self.arrays["listed"] & (self.movies != movie)
-        similarity = cosine_similarity(vectors[others], vectors[self.movies == movie])[:, 0]
+        similarity = cosine_similarity(vectors, vectors[self.movies == movie])[others, 0]
         return pd.DataFrame({"movieId": self.movies[others], "similarity": similarity}).nlargest(count, "similarity")
 
     def recommend(self, user: str, count: int, level: float) -> pd.DataFrame:

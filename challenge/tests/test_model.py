@@ -211,6 +211,12 @@ def test_nothing_to_recommend(model: RatingModel) -> None:
     assert model.update(everything).recommend("1", 5, 0.9).empty
 
 
+def test_nothing_is_similar(model: RatingModel) -> None:
+    """The only movie of a catalogue is like no other."""
+    alone = model.with_catalogue(movie_vectors(model.features, CATALOGUE.iloc[[3]], EMBEDDINGS[[3]]))
+    assert alone.similar(CATALOGUE.index[3], 5).empty
+
+
 def test_corrected_catalogue(model: RatingModel) -> None:
     """What a catalogue makes of a movie counts for as long as nobody has rated it."""
     other = CATALOGUE.sample(frac=1, random_state=0).set_index(CATALOGUE.index)
