@@ -172,14 +172,30 @@ class Service:
             switch, last_rating = self.store.state()
             # When it came there or was written: the time that a file bears may be older, and another one's, too.
             origin = switch, path.stat().st_ctime_ns if path.exists() else 0
-            model, known = self._serving.get(origin) or (self._load(), 0)
+            model, known = self._serving.get(origin) or (self.describe(self.store.load_active()), 0)
             if known != last_rating:
                 model = model.update(self.store.added(known, last_rating))
             self._serving = {origin: (model, last_rating)}
             return model
 
-    def _load(self) -> RatingModel:
-        model = self.store.load_active()
+    def describe(self, model: RatingModel) -> RatingModel:
+        """Describe the movies to a model.
+
+        Parameters
+        ----------
+        model : RatingModel
+            As it was saved.
+
+        Returns
+        -------
+        RatingModel
+            One that knows the catalogue as it now is, or where that cannot be read as it was trained with.
+
+        Raises
+        ------
+        EncoderUnavailableError
+            As of `replace_catalogue`.
+        """
         try:
             if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
                 catalogue = read_catalogue(self.settings.catalogue)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from challenge.api import activate
 from challenge.encoder import Encoder, EncoderUnavailableError
 from challenge.model import NotFoundError
 from challenge.settings import Settings
@@ -231,6 +232,25 @@ def test_catalogue_without_the_encoder(service: Service, monkeypatch: pytest.Mon
     with pytest.raises(EncoderUnavailableError):
         worker.replace_catalogue(BytesIO(b"movieId,overview\n1,What nobody has read.\n"))
     assert service.settings.catalogue.read_bytes() == before
+
+
+def test_switch_without_the_encoder(
+    service: Service, ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose encoder is gone, and that other movies came after, is not switched to; the earlier one serves."""
+    # A copy: the other tests shall not see the training.
+    models, catalogue = shutil.copytree(service.settings.models, tmp_path / "models"), tmp_path / "movies.csv"
+    shutil.copyfile(service.settings.catalogue, catalogue)
+    update = {"models": models, "catalogue": catalogue, "max_tokens": 64}
+    worker = Service(service.settings.model_copy(update=update))
+    number, report = worker.train(ratings.head(3_000))
+    report.result()
+    worker.replace_catalogue(BytesIO(b"movieId,overview\n1,What the other model has not read.\n"))
+    monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(EncoderUnavailableError("gone")))
+    monkeypatch.setattr("challenge.api.service", worker)
+    with pytest.raises(EncoderUnavailableError):
+        activate(1)
+    assert worker.store.active() == other(worker).serving().report["model"] == number
 
 
 def test_catalogue_without_a_model(tmp_path: Path) -> None:
