@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from challenge import teaching
 from challenge.api import activate
 from challenge.encoder import Encoder, EncoderUnavailableError
 from challenge.model import NotFoundError
@@ -119,6 +121,30 @@ def test_full_disk(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.
     assert (told["stage"], told["error"]) == ("saving", "[Errno 28] No space left on device")
     assert sorted(service.settings.models.glob("*model*")) == files
     assert service.serving() is before
+
+
+def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that fails after or while an encoder was taught takes what there is of it away."""
+    plan, files = Path(teaching.__file__).with_suffix(".yaml"), sorted(service.settings.models.glob("*model*"))
+
+    def half(_: pd.DataFrame, __: pd.DataFrame, folder: Path, ___: teaching.Plan) -> None:
+        (folder / "training").mkdir(parents=True)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("challenge.teaching.teach", half)
+    worker = Service(service.settings.model_copy(update={"teach": plan}))
+    update = worker.store.update
+
+    def full(number: int, **columns: Any) -> None:
+        assert "error" not in columns or sorted(service.settings.models.glob("*model*")) == files, "disk is full"
+        update(number, **columns)
+
+    # The reason needs some of the disk, too.
+    monkeypatch.setattr(worker.store, "update", full)
+    _, report = worker.train(ratings.head(3_000))
+    with pytest.raises(OSError, match="No space left"):
+        report.result()
+    assert sorted(service.settings.models.glob("*model*")) == files
 
 
 def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
