@@ -215,7 +215,8 @@ class Store:
         for row in self._rows("SELECT model FROM candidates"):
             try:
                 return self.load(row["model"])
-            except ModelDamagedError as error:
+            # A training that ends now may have removed it.
+            except (ModelDamagedError, NotFoundError) as error:
                 logger.error("%s", error)
         raise NotTrainedError("there is no model that can be used: POST ratings to /ratings/train first")
 

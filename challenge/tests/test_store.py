@@ -170,6 +170,21 @@ def test_removed_while_it_is_activated(store: Store, monkeypatch: pytest.MonkeyP
     assert store.active() == second + 1
 
 
+def test_removed_while_it_is_loaded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another worker's training removes the active model at that moment, one that served before serves."""
+    first, second, load = train(store), train(store), store.load
+    store.activate(first)
+
+    def late(number: int) -> RatingModel:
+        if number == first:
+            train(store, keep=2)
+        return load(number)
+
+    monkeypatch.setattr(store, "load", late)
+    assert store.load_active().report == MODEL.report
+    assert files(store) == [f"model-{second}.npz", f"model-{second + 1}.npz"]
+
+
 def test_one_training_at_a_time(store: Store) -> None:
     """Only one holder has the lock, across stores as well; what a dead one left is not at work."""
     other, done = Store(store.folder), train(store)
