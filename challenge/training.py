@@ -174,7 +174,7 @@ class Service:
         with self._preparing:
             switch, last_rating = self.store.state()
             # When it came there or was written: the time that a file bears may be older, and another one's, too.
-            origin = switch, path.stat().st_ctime_ns if path.exists() else 0
+            origin = switch, path.stat().st_ctime_ns if os.path.exists(path) else 0
             model, known = self._serving.get(origin) or (self.describe(self.store.load_active()), 0)
             if known != last_rating:
                 model = model.update(self.store.added(known, last_rating))

@@ -232,6 +232,12 @@ def test_catalogue_that_may_not_be_read(service: Service, caplog: pytest.LogCapt
         kept.rename(path)
 
 
+def test_catalogue_that_cannot_be_looked_for(service: Service) -> None:
+    """A place that the system cannot look at, be it a folder or a mount that is shut, ends no prediction."""
+    lost = service.settings.model_copy(update={"catalogue": service.settings.catalogue.with_name(999 * "x")})
+    assert Service(lost).serving().report == service.serving().report
+
+
 def test_catalogue_of_the_same_time(service: Service) -> None:
     """Another catalogue that is moved to where one was counts, though it bears the earlier one's time."""
     path, known = service.settings.catalogue, len(service.serving().movies)
