@@ -364,8 +364,11 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     # Now, because it keeps the length that it cuts to.
     tokenizer.save_pretrained(folder)
     encoder = get_peft_model(encoder, LoraConfig(**plan.lora)) if plan.lora else encoder
-    movies = with_liked(catalogue.dropna(subset="overview"), ratings)
-    encoded = tokenizer([*movies["overview"]], truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
+    # In this order: where no movie has an overview, pandas would take the ratings' movies instead.
+    movies = with_liked(catalogue, ratings).dropna(subset="overview")
+    # A tokenizer refuses to read nothing.
+    texts = [*movies["overview"]] or [""]
+    encoded = tokenizer(texts, truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
     rows = pd.DataFrame({"input_ids": encoded["input_ids"]})
     for task in plan.tasks:
         try:
@@ -375,7 +378,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     tasks = [task for task in plan.tasks if task.name in rows]
     # Masked words alone have nothing to validate by: the first epoch would count as the best.
     if not any(task.weight for task in tasks):
-        raise PlanError("tasks: none is left that has a weight")
+        raise PlanError(f"tasks: none is left that has a weight, of {len(movies)} movies with an overview")
     taught, held_out = train_test_split(rows.to_dict("records"), test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = {task.name: rows[task.name][0].shape[1] for task in tasks}

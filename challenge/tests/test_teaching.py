@@ -242,8 +242,10 @@ def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path, mask
     tasks = [TASKS[0].model_copy(update={"least": 999}), TASKS[1].model_copy(update={"weight": 0})]
     plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": tasks, "masked": masked})
     ratings = pd.DataFrame({"userId": ["1"], "movieId": ["1"], "rating": [5.0]})
-    with pytest.raises(PlanError, match="tasks: none"):
+    with pytest.raises(PlanError, match="tasks: none .* 200 movies"):
         teach(movies, ratings, tmp_path, plan)
+    with pytest.raises(PlanError, match="tasks: none .* 0 movies with an overview"):
+        teach(movies.assign(overview=None), ratings, tmp_path, plan_of(tiny))
 
 
 @pytest.mark.parametrize(
