@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from hashlib import file_digest, sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from challenge.settings import FIXED, ChallengeError, logger
 
 Encoded = tuple[np.typing.NDArray[np.float32], int]
 Progress = Callable[..., Any]
+# transformers imports its parts as they are used, and fails where two threads are the first to use one.
+LOADING = Lock()
 OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
 
 
@@ -162,9 +165,9 @@ def folder_of(name: str) -> Iterator[Path]:
 @lru_cache(maxsize=3)
 def load(encoder: Encoder) -> tuple[Any, Any]:
     """Return the tokenizer and the model; they stay in memory."""
-    from transformers import AutoModel, AutoTokenizer, utils
+    with LOADING, folder_of(encoder.name) as folder:
+        from transformers import AutoModel, AutoTokenizer, utils
 
-    with folder_of(encoder.name) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # What is to learn is freed by `teaching`.
         model = AutoModel.from_pretrained(folder, dtype=FIXED.dtypes[encoder.precision]).requires_grad_(False)

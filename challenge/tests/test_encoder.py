@@ -38,6 +38,19 @@ def progress(done, total):
 encoder.encode(sys.argv[3:], encoder.choose(sys.argv[1], 512, "fp32"), pathlib.Path(sys.argv[2]), 1000, progress)
 """
 
+# Two threads are the first to need the weights, as a training and another catalogue's upload may be after a restart.
+BOTH = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from challenge.encoder import choose, load
+start = threading.Barrier(2)
+def first(precision):
+    start.wait()
+    load(choose(sys.argv[1], 512, precision))
+with ThreadPoolExecutor(2) as threads:
+    list(threads.map(first, ("fp32", "bf16")))
+"""
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
@@ -227,6 +240,11 @@ def test_bars(cache: Path, form: str) -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=PROJECT, env=environment, check=True, capture_output=True, text=True)
     assert ("overviews" in done.stderr) == (form == "text") and ("%" in done.stderr) == (form == "text")
+
+
+def test_two_load_at_once() -> None:
+    """Two threads may be the first to load the weights at the same time."""
+    subprocess.run([sys.executable, "-c", BOTH, str(ENCODER)], cwd=PROJECT, check=True)
 
 
 @pytest.mark.usefixtures("one_by_one")
