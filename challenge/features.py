@@ -18,7 +18,7 @@ def tokens(cell: str) -> list[str]:
     cell = cell.lower()
     if cell.startswith(("[", "{")):
         return [double or single for double, single in re.findall(FIXED.item, cell)] or re.findall(FIXED.word, cell)
-    return re.split(r"\s*\|\s*", cell.strip()) if "|" in cell else re.findall(FIXED.word, cell) or cell.split()
+    return [*map(str.strip, cell.split("|"))] if "|" in cell else re.findall(FIXED.word, cell) or cell.split()
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
