@@ -41,6 +41,13 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV"]),
     ("JSON", False, b'{"userId": 1, "movieId": 2}', ["line 1", "'userId'"]),
     ("what is there instead", False, b"user,movie\n1,2\n", ["'userId'", "['user', 'movie']"]),
+    (
+        "a lone quote",
+        False,
+        b'userId,movieId\n1,2\n"1,2\n' + b"1,2\n" * 300 + b'1",2\n',
+        ["line 3", "'userId'", "quote"],
+    ),
+    ("fields of fixed width", False, b"userId,movieId\n1\0\0,2\n", ["line 2", "'userId'", "NUL"]),
     ("a decimal comma", True, b"userId,rating,movieId\n1,4,5,10\n", ["CSV", "line 2"]),
     ("a later one", True, b"userId,rating,movieId\n1,4,10\n1,4,5,10\n", ["CSV", "line 3"]),
 ]
