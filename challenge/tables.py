@@ -50,9 +50,8 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
         # Programs write .0 behind ids where a column has gaps.
         places, texts = pd.factorize(table[column].fillna(""))
         table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
-        reject(table[column] == "", "is empty")
-        # A lone quote makes one of many lines; a model holds each id in as much memory as the longest, and no NUL.
-        reject(~table[column].str.fullmatch(FIXED.id), "has more than 1000 characters, or a NUL: is a quote missing?")
+        # A lone quote makes one id of many lines; a model holds each in as much memory as the longest, and no NUL.
+        reject(~table[column].str.fullmatch(FIXED.id), "is empty, has a NUL or more than 1000 characters")
     if table.empty:
         raise TableError("the file has no rows")
     return table

@@ -1,6 +1,5 @@
 """Movie vectors from columns of every kind."""
 
-from time import process_time
 from typing import Any
 
 import numpy as np
@@ -75,17 +74,15 @@ def test_tokens(cell: str, found: list[str]) -> None:
 @pytest.mark.parametrize(
     ("cell", "found"),
     [
-        ("[" + 20_000 * r"{\"name\"}", 20_000 * ["name"]),
-        ("[" + 20_000 * r"{\'name\'}", 20_000 * ["name"]),
-        ("a" + 100_000 * " " + "b|c", ["a" + 100_000 * " " + "b", "c"]),
+        ("[" + 200_000 * r"{\"name\"}", 200_000 * ["name"]),
+        ("[" + 200_000 * r"{\'name\'}", 200_000 * ["name"]),
+        ("a" + 1_000_000 * " " + "b|c", ["a" + 1_000_000 * " " + "b", "c"]),
     ],
     ids=["escaped quotes", "escaped single quotes", "spaces"],
 )
 def test_long_cells(cell: str, found: list[str]) -> None:
-    """A long cell takes no longer than it is long: the time does not grow with its square."""
-    start = process_time()
+    """A long cell takes no longer than it is long: if it took its square, this would not end."""
     assert tokens(cell) == found
-    assert process_time() - start < 2
 
 
 def test_kinds() -> None:

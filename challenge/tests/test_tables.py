@@ -45,7 +45,7 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
         "a lone quote",
         False,
         b'userId,movieId\n1,2\n"1,2\n' + b"1,2\n" * 300 + b'1",2\n',
-        ["line 3", "'userId'", "quote"],
+        ["line 3", "'userId'", "1000"],
     ),
     ("fields of fixed width", False, b"userId,movieId\n1\0\0,2\n", ["line 2", "'userId'", "NUL"]),
     ("a decimal comma", True, b"userId,rating,movieId\n1,4,5,10\n", ["CSV", "line 2"]),
