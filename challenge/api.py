@@ -105,7 +105,7 @@ def show_models() -> dict[str, Any]:
 def activate(model: Annotated[int, Body(embed=True, strict=True, ge=1, le=2**53)]) -> dict[str, Any]:
     """Make a model serve, in all workers; answer with its report."""
     # What keeps it from serving is told while the earlier one still does.
-    service.describe(service.store.load(model))
+    service.refresh(service.store.load(model))
     service.store.activate(model)
     return service.serving().report
 

@@ -175,14 +175,14 @@ class Service:
             switch, last_rating = self.store.state()
             # When it came there or was written: the time that a file bears may be older, and another one's, too.
             origin = switch, path.stat().st_ctime_ns if os.path.exists(path) else 0
-            model, known = self._serving.get(origin) or (self.describe(self.store.load_active()), 0)
+            model, known = self._serving.get(origin) or (self.refresh(self.store.load_active()), 0)
             if known != last_rating:
                 model = model.update(self.store.added(known, last_rating))
             self._serving = {origin: (model, last_rating)}
             return model
 
-    def describe(self, model: RatingModel) -> RatingModel:
-        """Describe the movies to a model.
+    def refresh(self, model: RatingModel) -> RatingModel:
+        """Tell a model of the catalogue as it now is.
 
         Parameters
         ----------
