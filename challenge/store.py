@@ -162,11 +162,14 @@ class Store:
         replace(self.path(number), lambda file: np.savez(file, allow_pickle=False, **model.arrays))
         self.update(number, report=json.dumps(model.report), sha256=digest(self.path(number)))
         self._rows("UPDATE trainings SET sha256 = NULL WHERE id IN (SELECT id FROM spare WHERE place > ?)", keep)
-        # Also what trainings left behind that were killed.
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the files of models that are not kept, also what trainings left that failed or were killed."""
         kept = {f"model-{row['id']}" for row in self.models()}
         for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:
             if path.name.strip(".").split(".")[0] not in kept:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
     def load(self, number: int) -> RatingModel:
         """Read a model.

@@ -1,7 +1,6 @@
 """The model that serves, and the trainings that replace it."""
 
 import os
-import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -81,8 +80,8 @@ class Service:
                 except BaseException as error:
                     # Nobody may be waiting to hear of it.
                     logger.exception("training %d failed", number)
-                    # Up to a gigabyte, without which a full disk may hold the reason, and the next training.
-                    shutil.rmtree(self.store.path(number).with_suffix(".encoder"), ignore_errors=True)
+                    # Up to a gigabyte, without which a full disk may hold the reason and the next training.
+                    self.store.tidy()
                     self.store.update(number, error=str(error) or repr(error))
                     raise
 

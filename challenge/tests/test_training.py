@@ -147,6 +147,21 @@ def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monk
     assert sorted(service.settings.models.glob("*model*")) == files
 
 
+def test_failure_after_the_switch(
+    service: Service, ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that fails when its model serves already leaves that model the encoder that it taught."""
+    # Another folder: the other tests shall not see the training.
+    update = {"models": tmp_path / "models", "teach": Path(teaching.__file__).with_suffix(".yaml")}
+    worker = Service(service.settings.model_copy(update=update))
+    monkeypatch.setattr("challenge.teaching.teach", lambda _, __, folder, ___: str(shutil.copytree(ENCODER, folder)))
+    # The first thing after the switch.
+    monkeypatch.setattr("challenge.training.SECONDS", None)
+    number, report = worker.train(ratings.head(3_000))
+    assert isinstance(report.exception(), AttributeError) and worker.store.active() == number
+    assert Path(worker.store.load_active().report["encoder"]["name"]).is_dir()
+
+
 def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
     """Added ratings count in each worker and after a restart, alike."""
     # A copy: the other tests' trainings shall not read them.
