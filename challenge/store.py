@@ -142,9 +142,7 @@ class Store:
         return self._rows("SELECT * FROM models ORDER BY id")
 
     def activate(self, number: int) -> None:
-        """Make a model the active one, if `load` can read it."""
-        self.load(number)
-        # It may have been removed since.
+        """Make a model the active one; raise `NotFoundError` if it is not there, or no longer."""
         self._row("model", number, "INSERT INTO switches (model) SELECT id FROM models WHERE id = ? RETURNING id")
 
     def save(self, model: RatingModel, number: int, keep: int) -> None:

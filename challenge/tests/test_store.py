@@ -128,9 +128,8 @@ def test_damaged_model(store: Store, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(content[:-9] + b"x" + content[-8:] if damage == "a bit" else content[: len(content) // 2])
-    for use in (store.load, store.activate):
-        with pytest.raises(ModelDamagedError, match=path.name):
-            use(second)
+    with pytest.raises(ModelDamagedError, match=path.name):
+        store.load(second)
     assert store.load_active().report == MODEL.report
     store.path(first).unlink()
     with pytest.raises(NotTrainedError, match="no model"):
@@ -159,15 +158,6 @@ def test_nothing_is_pickled(store: Store) -> None:
     with pytest.raises(ValueError, match="Object arrays"):
         store.save(RatingModel(ARRAYS | {"odd": np.array([None])}, MODEL.report), number, 5)
     assert files(store) == []
-
-
-def test_removed_while_it_is_activated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that another training removes at that moment does not become the active one."""
-    first, second = train(store), train(store)
-    monkeypatch.setattr(store, "load", lambda number: train(store, keep=1))
-    with pytest.raises(NotFoundError, match=f"model {first}"):
-        store.activate(first)
-    assert store.active() == second + 1
 
 
 def test_removed_while_it_is_loaded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
