@@ -39,14 +39,25 @@ encoder.encode(sys.argv[3:], encoder.choose(sys.argv[1], 512, "fp32"), pathlib.P
 """
 
 # Two threads are the first to need the weights, as a training and another catalogue's upload may be after a restart.
+# The first is at work for a second: if the second one comes in, it is refused, where chance would fail it now and then.
 BOTH = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
+import transformers
 from challenge.encoder import choose, load
-start = threading.Barrier(2)
+part, alone, start = type(transformers).__getattr__, threading.RLock(), threading.Barrier(2)
+def take(module, name):
+    if not alone.acquire(blocking=False):
+        raise ImportError("two at a time")
+    try:
+        return part(module, name)
+    finally:
+        alone.release()
+type(transformers).__getattr__ = take
 def first(precision):
+    encoder = choose(sys.argv[1], 512, precision)
     start.wait()
-    load(choose(sys.argv[1], 512, precision))
+    load(encoder)
 with ThreadPoolExecutor(2) as threads:
     list(threads.map(first, ("fp32", "bf16")))
 """
