@@ -350,9 +350,9 @@ def fit_model(
 
     Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
     both, and others predict how far a rating will be off. Every term of a training row is computed without the fold of
-    its movie: so the row looks like one to predict, whose movie nobody has rated. Aside from that are the counts of
-    users' ratings, the means over all ratings, the scales of the sources and, at second hand, the qualities of the
-    other folds' movies: each is held out of its own fold alone.
+    its movie: so the row looks like one to predict, whose movie nobody has rated. Exceptions are the counts of users'
+    ratings, the means over all ratings, the scales of the sources and, at second hand, the qualities of the other
+    folds' movies, which are learned with this fold.
 
     Parameters
     ----------
