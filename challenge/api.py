@@ -73,9 +73,9 @@ async def guard(request: Request, answer: Callable[[Request], Awaitable[Response
         return await answer(request)
 
 
-# Asked when somebody looks: no worker may have served by the model yet.
-counts_active = Depends(lambda: ACTIVE.set(service.store.active() or 0))
-Instrumentator().instrument(api).expose(api, include_in_schema=False, dependencies=[counts_active])
+# Asked for when somebody looks, as perhaps no worker has loaded the model yet.
+sets_active = Depends(lambda: ACTIVE.set(service.store.active() or 0))
+Instrumentator().instrument(api).expose(api, include_in_schema=False, dependencies=[sets_active])
 
 
 @router.post("/ratings/train", responses={202: {"description": "Begun, as `Prefer: respond-async` asked for."}})

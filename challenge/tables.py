@@ -13,7 +13,7 @@ class TableError(ChallengeError):
 
 
 class CatalogueMissingError(ChallengeError):
-    """There is no catalogue where the settings say it is."""
+    """There is no catalogue that can be read where the settings say it is."""
 
 
 def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -35,7 +35,8 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     Raises
     ------
     TableError
-        If the file is no CSV or is empty, if a line has more than the header, or if a column is not there once.
+        If the file is no CSV or is empty, if a line has more than the header, if a column is not there once, or if a
+        cell of it is nothing that an id may be.
     """
     try:
         table: pd.DataFrame = pd.read_csv(source, **FIXED.csv)
@@ -50,7 +51,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
         # Programs write .0 behind ids where a column has gaps.
         places, texts = pd.factorize(table[column].fillna(""))
         table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
-        # A lone quote makes one id of many lines; a model holds each in as much memory as the longest, and no NUL.
+        # A lone quote makes one id of many lines; a model holds all as wide as the longest, and drops a NUL at the end.
         reject(~table[column].str.fullmatch(FIXED.id), "is empty, has a NUL or more than 1000 characters")
     if table.empty:
         raise TableError("the file has no rows")

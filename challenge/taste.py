@@ -258,7 +258,7 @@ class Taste:
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
         # No more rows than columns, however many ratings, have the same regression.
         small = [np.linalg.qr(rows[own], "r") for own in some.groupby("user").indices.values()]
-        # Chance alone makes as much of a source that is worth nothing as grows like the root of the users' number.
+        # What a source seems to be worth by chance alone grows like the root of the users' number.
         pseudo_known = FIXED.pseudo_known * len(small) ** 0.5
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):

@@ -355,7 +355,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     EncoderUnavailableError
         If the weights to start from cannot be had.
     PlanError
-        If the movies say too little of each task.
+        If the movies say too little of each task that has a weight.
     """
     arguments = transformers.TrainingArguments(str(folder / "training"), **plan.training)
     transformers.set_seed(arguments.seed)
@@ -378,7 +378,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     tasks = [task for task in plan.tasks if task.name in rows]
     # Masked words alone have nothing to validate by: the first epoch would count as the best.
     if not any(task.weight for task in tasks):
-        raise PlanError(f"tasks: none is left that has a weight, of {len(movies)} movies with an overview")
+        raise PlanError(f"tasks: none with a weight can be learned from {len(movies)} movies with an overview")
     taught, held_out = train_test_split(rows.to_dict("records"), test_size=plan.held_out, random_state=arguments.seed)
     hide = transformers.DataCollatorForLanguageModeling(tokenizer).torch_mask_tokens
     outputs = {task.name: rows[task.name][0].shape[1] for task in tasks}

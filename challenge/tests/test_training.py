@@ -124,7 +124,7 @@ def test_full_disk(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.
 
 
 def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training that fails after or while an encoder was taught takes what there is of it away."""
+    """A training that fails while it teaches an encoder takes what there is of it away, then writes the reason."""
     plan, files = Path(teaching.__file__).with_suffix(".yaml"), sorted(service.settings.models.glob("*model*"))
 
     def half(_: pd.DataFrame, __: pd.DataFrame, folder: Path, ___: teaching.Plan) -> None:
