@@ -313,7 +313,11 @@ def test_training_as_a_job(server: Server, expected: str) -> None:
     assert set(stages) <= {"waiting", *told["report"]["seconds"], "saving"} and "taste" in stages
     assert (told["state"], told["report"]["rows"]) == ("done", 15_873)
     assert told["seconds"] > 1
-    assert f"[{own}] challenge: trained" in (server.folder / "server.log").read_text()
+    # The model serves a moment before the log says so.
+    deadline = time.monotonic() + 60
+    while f"[{own}] challenge: trained" not in (server.folder / "server.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert server.predict(TEST).body == expected
     server.get("/trainings/123456").refused(404)
     server.get("/trainings/0").refused(422)
