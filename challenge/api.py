@@ -37,7 +37,7 @@ slots = Semaphore(settings.concurrency)
 def on_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what was refused or went wrong by a problem document."""
     # FastAPI takes whatever keeps it from reading a body for the caller's fault, a full disk too.
-    error = error.__cause__ if isinstance(error.__cause__, OSError) and not isinstance(error, ChallengeError) else error
+    error = error.__cause__ if hasattr(error, "status_code") and isinstance(error.__cause__, OSError) else error
     headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error) or repr(error))
     status = getattr(error, "status_code", 500)
     # An exception of a status alone is named as the status is.

@@ -306,12 +306,12 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     cells = movies.reindex(columns=task.columns, fill_value="").fillna("")
     if task.kind == "regression":
         # Words say nothing of a number.
-        cells = cells.iloc[:, :1].where(pd.notna(as_numbers(cells.iloc[:, 0])), "")
-    there = (cells != "").any(axis=1).to_numpy()
+        cells = pd.DataFrame(as_numbers(cells.iloc[:, 0]))
+    there = (cells.notna() & (cells != "")).any(axis=1).to_numpy()
     if there.sum() < task.least:
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
     if task.kind == "regression":
-        read = torch.tensor(StandardScaler().fit_transform(as_numbers(cells.iloc[:, 0]))).nan_to_num(NONE)[:, None]
+        read = torch.tensor(StandardScaler().fit_transform(cells)).nan_to_num(NONE)[:, None]
     elif task.kind == "tokens":
         read = list(map(mark, cells.map(tokens).sum(axis=1), movies["overview"], spans))
     else:

@@ -172,7 +172,8 @@ class Service:
         path = self.settings.catalogue
         with self._preparing:
             switch, last_rating = self.store.state()
-            # When it came there or was written: the time that a file bears may be older, and another one's, too.
+            # When it came there or was written: the time that a file bears may be older, and another one's, too. By os,
+            # because Path.exists raises where the system may not look.
             origin = switch, path.stat().st_ctime_ns if os.path.exists(path) else 0
             model, known = self._serving.get(origin) or (self.refresh(self.store.load_active()), 0)
             if known != last_rating:

@@ -50,6 +50,11 @@ def other(service: Service) -> Service:
     return Service(service.settings)
 
 
+def gone(_: Encoder) -> None:
+    """Stand in for weights that cannot be had."""
+    raise EncoderUnavailableError("gone")
+
+
 def test_described_once(service: Service) -> None:
     """While nothing changes the movies are described but once."""
     assert service.serving() is service.serving()
@@ -272,10 +277,7 @@ def test_catalogue_without_the_encoder(service: Service, monkeypatch: pytest.Mon
     """A catalogue whose overviews cannot be encoded is refused, also by a worker that has not predicted yet."""
     before, worker = service.settings.catalogue.read_bytes(), other(service)
 
-    def load(_: Encoder) -> None:
-        raise EncoderUnavailableError("gone")
-
-    monkeypatch.setattr("challenge.encoder.load", load)
+    monkeypatch.setattr("challenge.encoder.load", gone)
     with pytest.raises(EncoderUnavailableError):
         worker.replace_catalogue(BytesIO(b"movieId,overview\n1,What nobody has read.\n"))
     assert service.settings.catalogue.read_bytes() == before
@@ -293,7 +295,7 @@ def test_switch_without_the_encoder(
     number, report = worker.train(ratings.head(3_000))
     report.result()
     worker.replace_catalogue(BytesIO(b"movieId,overview\n1,What the other model has not read.\n"))
-    monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(EncoderUnavailableError("gone")))
+    monkeypatch.setattr("challenge.encoder.load", gone)
     monkeypatch.setattr("challenge.api.service", worker)
     with pytest.raises(EncoderUnavailableError):
         activate(1)
