@@ -7,7 +7,7 @@ The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to tr
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ import transformers
 import typer
 import yaml
 from peft import LoraConfig, get_peft_model
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import average_precision_score, f1_score, r2_score
 from sklearn.model_selection import train_test_split
@@ -30,6 +30,8 @@ from challenge.tables import read_catalogue, read_pairs
 PLAN = Path(__file__).with_suffix(".yaml")
 # What a cell has: the items of a list, or a value, which is all of the cell; an empty one has none.
 ITEMS = {"multi-label": tokens, "single-label": re.compile(".+", re.DOTALL).findall}
+# YAML takes 5e-5 for a word.
+Options = dict[str, Annotated[StrictBool | StrictInt | float | Any, Field(union_mode="left_to_right")]]
 # Where there is no label.
 NONE = -100.0
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
@@ -88,7 +90,8 @@ class Plan(BaseModel, extra="forbid"):
     masked : float
         Weight of masked-language modelling as one more task (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
     trained : dict of int to Pattern
-        By the epoch from which it counts, a regular expression that is found in the names of the parameters to train.
+        By the epoch from which it counts, a regular expression that is found in the names of the parameters to train;
+        the first counts before its epoch, too.
     layer_decay : float
         Each layer learns at so much of the rate of the one above (Howard and Ruder 2018,
         https://arxiv.org/abs/1801.06146).
@@ -107,12 +110,12 @@ class Plan(BaseModel, extra="forbid"):
     max_tokens: int = Field(ge=8, le=512)
     tasks: list[Task]
     masked: float = Field(ge=0)
-    trained: dict[int, re.Pattern[str]]
+    trained: dict[int, re.Pattern[str]] = Field(min_length=1)
     layer_decay: float = Field(gt=0)
-    lora: dict[str, Any] | None
+    lora: Options | None
     held_out: float = Field(gt=0, lt=1)
     patience: int = Field(ge=1)
-    training: dict[str, Any]
+    training: Options
 
 
 class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
@@ -214,7 +217,7 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, patterns: dict[int, re.Pattern[str]]) -> None:
-        self.patterns = patterns
+        self.patterns = {0: patterns[min(patterns)]} | patterns
 
     def on_epoch_begin(self, arguments: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Free what the epoch's pattern finds, and freeze the rest."""
@@ -397,9 +400,13 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
 
 
 def read_plan(path: Path, **changes: str) -> Plan:
-    """Read a plan, a YAML, but for some changes; a `PlanError` names what is wrong, but for options of libraries."""
+    """Read a plan, a YAML, but for some changes; a `PlanError` names what is wrong."""
     try:
-        return Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
+        plan = Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
+        # The libraries judge their options.
+        transformers.TrainingArguments("", **plan.training)
+        LoraConfig(**plan.lora or {})
+        return plan
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise PlanError(f"{path}: {error}") from error
 

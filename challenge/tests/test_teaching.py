@@ -203,6 +203,9 @@ def test_liked() -> None:
         (PLAN.read_text("utf-8") + "\nheld_out: 2.5", "held_out"),
         (PLAN.read_text("utf-8") + "\nmax_tokens: 1024", "max_tokens"),
         (PLAN.read_text("utf-8") + "\ntrained: {0: (}", "trained.*regular expression"),
+        (PLAN.read_text("utf-8") + "\ntrained: {}", "trained"),
+        (PLAN.read_text("utf-8") + "\ntraining: {epochs: 3}", "epochs"),
+        (PLAN.read_text("utf-8") + "\nlora: {rank: 8}", "rank"),
         (PLAN.read_text("utf-8") + "\nmasked: -1", "masked"),
         (PLAN.read_text("utf-8") + "\nlayer_decay: 0", "layer_decay"),
         (PLAN.read_text("utf-8") + "\npatience: 0", "patience"),
@@ -215,6 +218,15 @@ def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
     (tmp_path / "plan.yaml").write_text(plan)
     with pytest.raises(PlanError, match=rf"(?s)plan\.yaml.*{told}"):
         read_plan(tmp_path / "plan.yaml")
+
+
+def test_numbers_of_a_plan(tmp_path: Path) -> None:
+    """A number without a point, such as 5e-5, which YAML takes for a word, is one; any other option stays as it is."""
+    options = {"learning_rate": "5e-5", "num_train_epochs": 3, "seed": 1, "eval_strategy": "epoch", "fp16": False}
+    plan = yaml.safe_load(PLAN.read_text("utf-8")) | {"training": options, "lora": {"lora_dropout": "1e-1"}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    read = read_plan(tmp_path / "plan.yaml")
+    assert read.lora == {"lora_dropout": 0.1} and repr(read.training) == repr(options | {"learning_rate": 5e-05})
 
 
 def test_plan_that_is_gone(tmp_path: Path) -> None:
@@ -249,15 +261,21 @@ def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path, mask
 
 
 @pytest.mark.parametrize(
-    ("epoch", "expected"),
-    [(0, {"heads"}), (1.0000001, {"heads", "encoder.transformer.layer.1"}), (5, {"heads", "encoder"})],
+    ("first", "epoch", "expected"),
+    [
+        (0, 0, {"heads"}),
+        (0, 1.0000001, {"heads", "encoder.transformer.layer.1"}),
+        (0, 5, {"heads", "encoder"}),
+        (1, 0, {"heads"}),
+        (2, 3, {"heads", "encoder"}),
+    ],
 )
 @pytest.mark.parametrize("begin", ["on_train_begin", "on_epoch_begin"])
-def test_unfreezing(tiny: Path, begin: str, epoch: float, expected: set[str]) -> None:
+def test_unfreezing(tiny: Path, begin: str, first: int, epoch: float, expected: set[str]) -> None:
     """Each epoch trains what the last pattern that counts finds, and nothing else; so does what has none left."""
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     state = type("State", (), {"epoch": epoch})()
-    patterns = {0: re.compile("^heads"), 1: re.compile(r"^heads|layer\.1\."), 3: re.compile(".")}
+    patterns = {first: re.compile("^heads"), first + 1: re.compile(r"^heads|layer\.1\."), 3: re.compile(".")}
     getattr(Unfreezing(patterns), begin)(None, state, None, model)
     trained = {name for name, part in model.named_parameters() if part.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith(tuple(expected))}
