@@ -41,9 +41,9 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
 
     A number (its long tail drawn in) or a date is one dimension; Gaussian bumps along it (radial basis functions,
     Broomhead and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf
-    weights of its words or list items, reduced to its main topics by a singular value decomposition (latent semantic
-    analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but the bumps is
-    centred and its vectors' mean square norm made 1.
+    weights of its words or list items, but for those that one movie alone has, reduced to its main topics by a singular
+    value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced
+    likewise. Each source but the bumps is centred and its vectors' mean square norm made 1.
 
     Parameters
     ----------
@@ -57,7 +57,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     Returns
     -------
     fitted : dict of str to ndarray
-        By kind and name of a source, its centre above its projection; in the order of the vectors' dimensions.
+        By kind and name of a source, its centre above its projection, and before each row of that the place of its
+        bucket; in the order of the vectors' dimensions.
     vectors : DataFrame of shape (movies, dimensions)
         As of `movie_vectors`.
     """
@@ -68,7 +69,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
         told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
         kind = "number" if told > 2 and told >= FIXED.readable * column.nunique() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column.fillna(""))
-    fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).size}
+    fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).shape[1] > 1}
     return fitted, project(fitted, wide, catalogue.index)
 
 
@@ -83,16 +84,20 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
     """
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
-    weights = TfidfTransformer().fit(known).idf_[:, None] if key.startswith("words/") else 1
-    sample = np.random.default_rng(seed).normal(size=(known.shape[1], FIXED.topics + FIXED.oversampled))
+    # What a single movie has says nothing of others.
+    kept = np.flatnonzero(np.ravel((known != 0).sum(axis=0)) > 1)
+    weights = TfidfTransformer().fit(known).idf_[kept, None] if key.startswith("words/") else 1
+    known = known[:, kept]
+    sample = np.random.default_rng(seed).normal(size=(len(kept), min(len(kept), FIXED.drawn)))
     for _ in range(FIXED.power_rounds):
         basis, _ = np.linalg.qr(known @ (weights * sample))
         sample = weights * (known.T @ basis)
     # A number has one topic, itself but for the sign.
     projection = weights * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
-    varied, spread = block.std(axis=0) > FIXED.alike * np.abs(block).max(), np.sqrt(block.var(axis=0).sum())
-    return np.asarray(np.vstack([block.mean(axis=0), projection])[:, varied] / spread, np.float32)
+    varied = block.std(axis=0) > FIXED.alike * np.abs(block).max(initial=0)
+    axes = np.vstack([block.mean(axis=0), projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
+    return np.column_stack([[-1, *kept], axes]).astype(np.float32)
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> pd.DataFrame:
@@ -112,10 +117,7 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     DataFrame of shape (movies, dimensions)
         By movie id, each dimension under the kind and name of its source; gaps as 0, the centre.
     """
-    if OVERVIEW in fitted:
-        # Where no movie has an overview, nothing tells how wide their gaps are.
-        embeddings = np.broadcast_to(embeddings, (len(embeddings), len(fitted[OVERVIEW]) - 1))
-    wide = {OVERVIEW: embeddings}
+    wide: dict[str, Any] = {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
         wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
     return project(fitted, wide, catalogue.index)
@@ -123,7 +125,11 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
     """Project each source, and add the bumps along numbers."""
-    blocks = {key: np.nan_to_num(wide[key] @ axes[1:] - axes[0], posinf=0, neginf=0) for key, axes in fitted.items()}
+    blocks = {}
+    for key, axes in fitted.items():
+        # Where no movie has an overview, nothing tells how wide their gaps are: each is one.
+        buckets = axes[1:, 0].astype(int) % wide[key].shape[1]
+        blocks[key] = np.nan_to_num(wide[key][:, buckets] @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
     blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}

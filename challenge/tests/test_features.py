@@ -191,7 +191,7 @@ def test_share_of_numbers() -> None:
     """Nine tenths of the different values, and three or more, make a column of numbers; flags are words."""
     columns = {
         "most": [*"123456789", "x"],
-        "fewer": [*"12345678", "x", "y"],
+        "fewer": [*"1234", "x"] * 2,
         "three": ["1", "2", "3", "3", "3"] * 2,
         "flags": ["1", "0"] * 5,
         "one": ["1"] * 10,
@@ -208,15 +208,24 @@ def test_share_of_numbers() -> None:
 
 
 def test_rare_words_weigh_more() -> None:
-    """Words count by their inverse document frequency: movies are as far apart as by the plain formula."""
+    """Words count by their inverse document frequency; what a single movie has tells it apart from no other."""
     cells = ["common rare", "common", "common other", "other", "other common", "common"]
     catalogue = pd.DataFrame({"plot": cells, "overview": None}, dtype=object)
     _, (vectors, _) = fit(catalogue, np.full((6, 1), np.nan, np.float32))
     plain = TfidfVectorizer(norm="l2", use_idf=False).fit(cells)
     weighted = plain.transform(cells).toarray() * TfidfVectorizer().fit(cells).idf_
+    weighted[:, plain.vocabulary_["rare"]] = 0
     weighted -= weighted.mean(axis=0)
     expected = weighted / np.sqrt(np.square(weighted).sum(axis=1).mean())
     np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-5)
+
+
+def test_what_is_told_of_one_movie_alone() -> None:
+    """A column of what no two movies share is left out, and costs the others nothing."""
+    paths = CATALOGUE.assign(path=["/aqX.", "/bZ7.", "/cc2.", ""])
+    expected, (_, sources) = fit(CATALOGUE, EMBEDDINGS)
+    found, (_, same) = fit(paths, EMBEDDINGS)
+    assert [*sources] == [*same] and all((expected[key] == array).all() for key, array in found.items())
 
 
 def test_first_overviews_come_later() -> None:
