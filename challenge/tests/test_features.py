@@ -151,11 +151,39 @@ def test_divided_thousands(between: str) -> None:
     assert np.sinh(as_numbers(pd.Series([f"7{between}250{between}000"]))[0, 0]) == pytest.approx(7250000)
 
 
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [
+        ("(1995)", 1995),
+        ("7,7", 7.7),
+        ("-7,25 %", -7.25),
+        ("1 234,5 EUR", 1234.5),
+        ("7.7/10", 7.7),
+        ("70 / 100", 70),
+        ("12.3K", 12300),
+        ("12 thousand", 12000),
+        ("$1.5M", 1.5e6),
+        ("5 million", 5e6),
+        ("1,2 Billion", 1.2e9),
+    ],
+)
+def test_numbers_in_other_words(cell: str, number: float) -> None:
+    """Brackets, a comma for the point, out of how many, and multiples are read."""
+    assert np.sinh(as_numbers(pd.Series([cell]))[0, 0]) == pytest.approx(number)
+
+
 @pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ", "%m/%d/%Y", "%d.%m.%Y", "%b %d, %Y", "%d-%b-%Y"])
 def test_dates(form: str) -> None:
     """Dates are years, however they are written."""
     dates = pd.to_datetime(pd.Series(["1999-01-31", "2001-07-30", "1954-12-31"]))
     np.testing.assert_allclose(np.sinh(as_numbers(dates.dt.strftime(form))[:, 0]), [1999.08, 2001.58, 1955], atol=0.01)
+
+
+def test_years_of_two_digits() -> None:
+    """Dates are read whose year has two digits, too."""
+    np.testing.assert_allclose(
+        np.sinh(as_numbers(pd.Series(["1/31/99", "7/30/01", "31.12.10"]))[:, 0]), [1999.08, 2001.58, 2010.99], atol=0.01
+    )
 
 
 def test_dates_of_two_time_zones() -> None:
@@ -172,9 +200,7 @@ def test_no_dates() -> None:
 
 def test_no_numbers() -> None:
     """What only looks like a dressed number, or is longer than any, is none."""
-    assert np.isnan(
-        as_numbers(pd.Series(["10 M", "5 million", "$1.2 Billion", "12abc", "12,34567", "0" * 40 + "7"]))
-    ).all()
+    assert np.isnan(as_numbers(pd.Series(["5 trillion", "12abc", "12,34567", "1,2,3", "3/4", "0" * 40 + "7"]))).all()
     assert np.sinh(as_numbers(pd.Series(["0" * 39 + "7"]))[0, 0]) == pytest.approx(7)
 
 
