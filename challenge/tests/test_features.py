@@ -155,20 +155,35 @@ def test_divided_thousands(between: str) -> None:
     ("cell", "number"),
     [
         ("(1995)", 1995),
+        ("1995–1998", 1995),
+        ("circa 1995", 1995),
+        ("~90", 90),
+        ("# 12", 12),
         ("7,7", 7.7),
         ("-7,25 %", -7.25),
         ("1 234,5 EUR", 1234.5),
+        ("€ 1.500,50", 1500.5),
         ("7.7/10", 7.7),
         ("70 / 100", 70),
+        ("4.5 out of 5", 4.5),
+        ("7.7 (1,200 votes)", 7.7),
+        ("$30,000,000 (estimated)", 3e7),
         ("12.3K", 12300),
         ("12 thousand", 12000),
         ("$1.5M", 1.5e6),
-        ("5 million", 5e6),
+        ("1.5m USD", 1.5e6),
+        ("5 million dollars", 5e6),
+        ("1,2 Mio", 1.2e6),
         ("1,2 Billion", 1.2e9),
+        ("81min", 81),
+        ("81mins.", 81),
+        ("5,000+", 5000),
+        ("5★", 5),
+        ("120 分钟", 120),
     ],
 )
 def test_numbers_in_other_words(cell: str, number: float) -> None:
-    """Brackets, a comma for the point, out of how many, and multiples are read."""
+    """Brackets, remarks, a comma for the point, out of how many, multiples, and units of all kinds are understood."""
     assert np.sinh(as_numbers(pd.Series([cell]))[0, 0]) == pytest.approx(number)
 
 
@@ -182,7 +197,9 @@ def test_dates(form: str) -> None:
 def test_years_of_two_digits() -> None:
     """Dates are read whose year has two digits, too."""
     np.testing.assert_allclose(
-        np.sinh(as_numbers(pd.Series(["1/31/99", "7/30/01", "31.12.10"]))[:, 0]), [1999.08, 2001.58, 2010.99], atol=0.01
+        np.sinh(as_numbers(pd.Series(["1/31/99", "30-Jul-01", "31.12.10 13:05"]))[:, 0]),
+        [1999.08, 2001.58, 2010.99],
+        atol=0.01,
     )
 
 
@@ -200,7 +217,8 @@ def test_no_dates() -> None:
 
 def test_no_numbers() -> None:
     """What only looks like a dressed number, or is longer than any, is none."""
-    assert np.isnan(as_numbers(pd.Series(["5 trillion", "12abc", "12,34567", "1,2,3", "3/4", "0" * 40 + "7"]))).all()
+    cells = ["5 trillion", "12abc", "12,34567", "1,2,3", "1.2.3", "3/4", "12th", "B12", "PG-13", "8 Men Out", "Se7en"]
+    assert np.isnan(as_numbers(pd.Series([*cells, "0" * 40 + "7"]))).all()
     assert np.sinh(as_numbers(pd.Series(["0" * 39 + "7"]))[0, 0]) == pytest.approx(7)
 
 
