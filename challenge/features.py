@@ -26,7 +26,8 @@ def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     # Nothing longer is a number or a date, and to look would take long.
     texts = column.where(column.str.len() <= FIXED.longest).astype(str)
     dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
-    numbers = pd.to_numeric(texts.replace(FIXED.dress, regex=True), errors="coerce").astype(float)
+    plain = pd.to_numeric(texts, errors="coerce").astype(float)
+    numbers = plain.fillna(pd.to_numeric(texts[plain.isna()].replace(FIXED.dress, regex=True), errors="coerce"))
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
