@@ -89,15 +89,17 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     kept = np.flatnonzero(np.ravel((known != 0).sum(axis=0)) > 1)
     weights = TfidfTransformer().fit(known).idf_[kept, None] if key.startswith("words/") else 1
     known = known[:, kept]
-    sample = np.random.default_rng(seed).normal(size=(len(kept), min(len(kept), FIXED.drawn)))
+    sample = np.random.default_rng(seed).normal(size=(len(kept), min(len(kept), FIXED.topics + FIXED.oversampled)))
     for _ in range(FIXED.power_rounds):
         basis, _ = np.linalg.qr(known @ (weights * sample))
         sample = weights * (known.T @ basis)
     # A number has one topic, itself but for the sign.
     projection = weights * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
+    # Where no bucket is kept the block has no dimension.
     varied = block.std(axis=0) > FIXED.alike * np.abs(block).max(initial=0)
     axes = np.vstack([block.mean(axis=0), projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
+    # The centre is of no bucket.
     return np.column_stack([[-1, *kept], axes]).astype(np.float32)
 
 
@@ -128,8 +130,8 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     """Project each source, and add the bumps along numbers."""
     blocks = {}
     for key, axes in fitted.items():
-        # Where no movie has an overview, nothing tells how wide their gaps are: each is one.
-        buckets = axes[1:, 0].astype(int) % wide[key].shape[1]
+        # Where no movie has an overview, nothing tells how wide their gaps are: one stands for all.
+        buckets = axes[1:, 0].astype(int) if wide[key].shape[1] > 1 else np.zeros(len(axes) - 1, int)
         blocks[key] = np.nan_to_num(wide[key][:, buckets] @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
