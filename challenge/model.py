@@ -33,7 +33,7 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
     Parameters
     ----------
     learned : dict of str to ndarray
-        With the ``projection`` of tastes, and the weights of the movies' ``quality``.
+        With the ``projection`` of tastes, the weights of the movies' ``quality``, and its main ``axes``.
     vectors : DataFrame of shape (movies, dimensions)
         As of `movie_vectors`.
     promised, given : ndarray of shape (movies,)
@@ -42,15 +42,16 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
     Returns
     -------
     dict of str to array
-        ``numbers``, the catalogue's; ``vectors``, what users' weights are multiplied with, the last dimension being the
-        same for all movies; ``qualities``, what is given, and the ``surplus`` over what is promised; and the overview's
-        part in vectors and qualities.
+        ``traits``, what trees read: the catalogue's numbers, and the places on the axes, for what columns say together;
+        ``vectors``, what users' weights are multiplied with, the last dimension being the same for all movies;
+        ``qualities``, what is given, and the ``surplus`` over what is promised; and the overview's part in vectors and
+        qualities.
     """
     overview = vectors * (vectors.columns == OVERVIEW)
     # What the public gave owes the overview nothing.
     told = np.where(given == promised, overview @ learned["quality"][:-1], 0)
     return {
-        "numbers": vectors.filter(regex="^number/"),
+        "traits": np.hstack([vectors.filter(regex="^number/"), vectors @ learned["axes"]]),
         "vectors": vectors.assign(quality=promised, level=np.float32(1)) @ learned["projection"],
         "qualities": given,
         "surplus": given - promised,
@@ -147,7 +148,7 @@ class RatingModel:
         Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
         """
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
-        # What trees add for each feature; those of the catalogue's numbers follow.
+        # What trees add for each feature; those of the movies' traits follow.
         by_taste, by_quality, activity, spread, selection = self.trees.predict(features, pred_contrib=True).T[:5]
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
@@ -257,7 +258,7 @@ class RatingModel:
         learned, user = self.arrays, self.users.get_indexer(pd.Index(pairs["userId"]))
         movie = self.movies.get_indexer(pd.Index(pairs["movieId"]))
         taste, quality = products(learned["tastes"], user, learned["vectors"], movie), learned["qualities"][movie]
-        features = np.column_stack([taste, quality, learned["habits"][user], learned["numbers"][movie]])
+        features = np.column_stack([taste, quality, learned["habits"][user], learned["traits"][movie]])
         ratings = learned["mean"] + taste + quality + self.trees.predict(features)
         return ratings.clip(*FIXED.stars), features, user, movie
 
@@ -402,9 +403,18 @@ def fit_model(
     enter("trees")
     usual = np.square(personal["stars"]).mean()
     user_habits, held_habits = habits(personal, given - quality, usual)
+    learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
+    # Those above what the public gave, as tastes read them: no later catalogue changes that.
+    learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": personal["stars"].to_numpy()}
+    learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
+    # The last user is any that is unknown.
+    learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
+    learned |= features | {"axes": public.projection_[:-1, : FIXED.axes]}
+    # Tastes were learned from the rated movies as they look to the folds without them.
+    learned |= describe(learned, vectors, quality, given)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
-    plain, numbers = quality[movie] + taste, vectors.filter(regex="^number/").to_numpy()
-    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], numbers[movie[some]]])
+    plain, traits = quality[movie] + taste, learned["traits"][movie[some]]
+    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], traits])
     corrections, error, interval = correct(rows, rating[some], mean + plain[some], movie_fold[movie[some]], seed)
     errors = [stars, stars - user_mean, stars - quality[movie] - shrunk_means(personal)[1], stars - plain, error]
     report = {
@@ -417,12 +427,4 @@ def fit_model(
         "interval": interval,
         "strongest features": tastes.strengths_.nlargest(FIXED.strongest).to_dict(),
     }
-    learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
-    # Those above what the public gave, as tastes read them: no later catalogue changes that.
-    learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": personal["stars"].to_numpy()}
-    learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
-    # The last user is any that is unknown.
-    learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
-    learned |= features | corrections
-    # Tastes were learned from the rated movies as they look to the folds without them.
-    return RatingModel(learned | describe(learned, vectors, quality, given), report).with_catalogue(described)
+    return RatingModel(learned | corrections, report).with_catalogue(described)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings
 
-VERSION = "1.7.0"
+VERSION = "1.8.0"
 PACKAGE = Path(__file__).parent
 # What is data: the model's numbers, what the API says of itself, the form of the log's lines.
 DATA = [yaml.safe_load((PACKAGE / f"{name}.yaml").read_text("utf-8")) for name in ("parameters", "openapi", "logging")]

@@ -307,6 +307,21 @@ def test_boost_stays_out_of_fold() -> None:
     assert np.mean((target - held_out) ** 2) > 0.95 * target.var()
 
 
+def test_columns_together() -> None:
+    """What two columns say of a movie's quality only together is learned, too."""
+    random = np.random.default_rng(0)
+    dark, city = random.random((2, 120)) < 0.5
+    user, movie = (random.random((60, 120)) < 0.3).nonzero()
+    ratings = np.clip(np.round(3 + np.where(dark == city, 0.8, -0.8)[movie] + random.normal(0, 0.7, len(user))), 1, 5)
+    table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
+    columns = {"tone": np.where(dark, "dark", "light"), "place": np.where(city, "city", "sea"), "overview": None}
+    catalogue = pd.DataFrame(columns, index=pd.Index(np.arange(120).astype(str)), dtype=object)
+    blank = np.full((120, 4), np.nan, np.float32)
+    model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, blank, 0, print)
+    errors = model.report["cross-validated mse"]
+    assert errors["model"] < 0.7 < 1 < errors["quality and taste"]
+
+
 def test_users_picks_count() -> None:
     """Where a catalogue tells nothing, who has rated better movies than others gets higher ratings."""
     random = np.random.default_rng(0)
