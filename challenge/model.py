@@ -27,7 +27,7 @@ def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) ->
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
-def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats) -> dict[str, Any]:
+def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats, doubts: Floats) -> dict[str, Any]:
     """Work out all that predictions need of movies.
 
     Parameters
@@ -38,14 +38,16 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
         As of `movie_vectors`.
     promised, given : ndarray of shape (movies,)
         Stars above the mean that the catalogue promises, and that the public gave, or again what is promised.
+    doubts : ndarray of shape (movies,)
+        Share that promises have in what is given: 1 where nobody has rated a movie.
 
     Returns
     -------
     dict of str to array
         ``traits``, what trees read: the catalogue's numbers, and the places on the axes, for what columns say together;
         ``vectors``, what users' weights are multiplied with, the last dimension being the same for all movies;
-        ``qualities``, what is given, and the ``surplus`` over what is promised; and the overview's part in vectors and
-        qualities.
+        ``qualities``, what is given, the ``surplus`` over what is promised, and the ``doubts``; and the overview's part
+        in vectors and qualities.
     """
     overview = vectors * (vectors.columns == OVERVIEW)
     # What the public gave owes the overview nothing.
@@ -55,6 +57,7 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
         "vectors": vectors.assign(quality=promised, level=np.float32(1)) @ learned["projection"],
         "qualities": given,
         "surplus": given - promised,
+        "doubts": doubts,
         "overview_vectors": overview.assign(quality=told, level=np.float32(0)) @ learned["projection"],
         "overview_qualities": told,
     }
@@ -107,7 +110,7 @@ class RatingModel:
         movies = rated.append(others.index[:-1])
         promised = np.asarray(others.assign(level=np.float32(1)) @ learned["quality"])
         arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(vectors.index)}
-        for name, rows in describe(learned, others, promised, promised).items():
+        for name, rows in describe(learned, others, promised, promised, np.ones(len(others))).items():
             arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
         return RatingModel(arrays, self.report)
 
@@ -149,7 +152,8 @@ class RatingModel:
         """
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
         # What trees add for each feature; those of the movies' traits follow.
-        by_taste, by_quality, activity, spread, selection = self.trees.predict(features, pred_contrib=True).T[:5]
+        added = self.trees.predict(features, pred_contrib=True).T * learned["doubts"][movie]
+        by_taste, by_quality, activity, spread, selection = added[:5]
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
         quality = learned["overview_qualities"][movie]
@@ -259,7 +263,8 @@ class RatingModel:
         movie = self.movies.get_indexer(pd.Index(pairs["movieId"]))
         taste, quality = products(learned["tastes"], user, learned["vectors"], movie), learned["qualities"][movie]
         features = np.column_stack([taste, quality, learned["habits"][user], learned["traits"][movie]])
-        ratings = learned["mean"] + taste + quality + self.trees.predict(features)
+        # What the public gave needs no correction of what was promised.
+        ratings = learned["mean"] + taste + quality + self.trees.predict(features) * learned["doubts"][movie]
         return ratings.clip(*FIXED.stars), features, user, movie
 
     def _reasons(self, user: Indices, movie: Indices) -> Iterator[Any]:
@@ -389,6 +394,7 @@ def fit_model(
     rating, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
     mean, movie_fold = rating.mean(), np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds
     stars, roots = rating - mean, np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
+    doubts = FIXED.prior / (counts + FIXED.prior)
     personal = pd.DataFrame({"user": user, "movie": movie, "fold": movie_fold[movie], "root": np.float32(1)})
     # The movies are the ratings of one user, the public.
     opinions = pd.DataFrame({"user": 0, "movie": range(len(movies)), "fold": movie_fold, "root": roots})
@@ -397,7 +403,7 @@ def fit_model(
     for rounds in FIXED.passes:
         deviations = np.bincount(movie, stars - taste) / counts
         quality = public.fit(vectors, opinions.assign(stars=deviations)).held_out_
-        given = (quality + (deviations - quality) * counts / (counts + FIXED.prior)).astype(np.float32)
+        given = (deviations + (quality - deviations) * doubts).astype(np.float32)
         personal = personal.assign(stars=stars - given[movie])
         taste = tastes.fit(vectors.assign(quality=quality), personal, rounds).held_out_
     enter("trees")
@@ -411,7 +417,7 @@ def fit_model(
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | {"axes": public.projection_[:-1, : FIXED.axes]}
     # Tastes were learned from the rated movies as they look to the folds without them.
-    learned |= describe(learned, vectors, quality, given)
+    learned |= describe(learned, vectors, quality, given, doubts)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
     plain, traits = quality[movie] + taste, learned["traits"][movie[some]]
     rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], traits])

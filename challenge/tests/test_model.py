@@ -308,7 +308,7 @@ def test_boost_stays_out_of_fold() -> None:
 
 
 def test_columns_together() -> None:
-    """What two columns say of a movie's quality only together is learned, too."""
+    """What two columns say of a movie's quality only together is learned, too, of movies that nobody has rated."""
     random = np.random.default_rng(0)
     dark, city = random.random((2, 120)) < 0.5
     user, movie = (random.random((60, 120)) < 0.3).nonzero()
@@ -320,6 +320,9 @@ def test_columns_together() -> None:
     model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, blank, 0, print)
     errors = model.report["cross-validated mse"]
     assert errors["model"] < 0.7 < 1 < errors["quality and taste"]
+    # But not twice, of movies that the public has judged.
+    public = model.predict(pd.DataFrame({"userId": "x", "movieId": catalogue.index}, dtype="category"))
+    assert np.mean(np.square(public - 3 - np.where(dark == city, 0.8, -0.8))) < 0.05
 
 
 def test_users_picks_count() -> None:
