@@ -51,7 +51,7 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
     """
     overview = vectors * (vectors.columns == OVERVIEW)
     # What the public gave owes the overview nothing.
-    told = np.where(given == promised, overview @ learned["quality"][:-1], 0)
+    told = np.where(doubts < 1, 0, overview @ learned["quality"][:-1])
     return {
         "traits": np.hstack([vectors.filter(regex="^number/"), vectors @ learned["axes"]]),
         "vectors": vectors.assign(quality=promised, level=np.float32(1)) @ learned["projection"],
@@ -65,6 +65,8 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
 
 class RatingModel:
     """A rating is the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
+
+    Trees add the less, the more ratings of the movie were learned from.
 
     Parameters
     ----------
@@ -152,8 +154,8 @@ class RatingModel:
         """
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
         # What trees add for each feature; those of the movies' traits follow.
-        added = self.trees.predict(features, pred_contrib=True).T * learned["doubts"][movie]
-        by_taste, by_quality, activity, spread, selection = added[:5]
+        added = self.trees.predict(features, pred_contrib=True).T[:5] * learned["doubts"][movie]
+        by_taste, by_quality, activity, spread, selection = added
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
         quality = learned["overview_qualities"][movie]
@@ -419,8 +421,8 @@ def fit_model(
     # Tastes were learned from the rated movies as they look to the folds without them.
     learned |= describe(learned, vectors, quality, given, doubts)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
-    plain, traits = quality[movie] + taste, learned["traits"][movie[some]]
-    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], traits])
+    plain = quality[movie] + taste
+    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], learned["traits"][movie[some]]])
     corrections, error, interval = correct(rows, rating[some], mean + plain[some], movie_fold[movie[some]], seed)
     errors = [stars, stars - user_mean, stars - quality[movie] - shrunk_means(personal)[1], stars - plain, error]
     report = {
