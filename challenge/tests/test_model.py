@@ -11,7 +11,7 @@ from challenge.features import movie_vectors
 from challenge.model import RatingModel, boost, correct, fit_model
 from challenge.settings import FIXED
 from challenge.tables import TableError
-from challenge.taste import Floats
+from challenge.taste import Floats, Indices
 from challenge.tests.synthetic import make
 
 DATA = make(users=80, movies=120, ratings=4000, seed=3)
@@ -310,19 +310,53 @@ def test_boost_stays_out_of_fold() -> None:
 def test_columns_together() -> None:
     """What two columns say of a movie's quality only together is learned, too, of movies that nobody has rated."""
     random = np.random.default_rng(0)
-    dark, city = random.random((2, 120)) < 0.5
+    dark, city = random.random((2, 160)) < 0.5
+    effect = np.where(dark == city, 0.8, -0.8)
+    # Nobody has rated the last ones.
     user, movie = (random.random((60, 120)) < 0.3).nonzero()
-    ratings = np.clip(np.round(3 + np.where(dark == city, 0.8, -0.8)[movie] + random.normal(0, 0.7, len(user))), 1, 5)
+    ratings = np.clip(np.round(3 + effect[movie] + random.normal(0, 0.7, len(user))), 1, 5)
     table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
     columns = {"tone": np.where(dark, "dark", "light"), "place": np.where(city, "city", "sea"), "overview": None}
-    catalogue = pd.DataFrame(columns, index=pd.Index(np.arange(120).astype(str)), dtype=object)
-    blank = np.full((120, 4), np.nan, np.float32)
+    catalogue = pd.DataFrame(columns, index=pd.Index(np.arange(160).astype(str)), dtype=object)
+    blank = np.full((160, 4), np.nan, np.float32)
     model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, blank, 0, print)
     errors = model.report["cross-validated mse"]
     assert errors["model"] < 0.7 < 1 < errors["quality and taste"]
     # But not twice, of movies that the public has judged.
     public = model.predict(pd.DataFrame({"userId": "x", "movieId": catalogue.index}, dtype="category"))
-    assert np.mean(np.square(public - 3 - np.where(dark == city, 0.8, -0.8))) < 0.05
+    off = np.square(public - 3 - effect)
+    assert off[:120].mean() < 0.05 and off[120:].mean() < 0.1
+
+
+def test_parts_are_what_they_say() -> None:
+    """Where a rating has a level, a quality, a taste and an overview's part, each is found under its name."""
+    random = np.random.default_rng(0)
+    level, fondness = random.normal(0, 0.4, 100), random.choice([-0.6, 0.6], 100)
+    good, funny = random.choice([-0.5, 0.5], (2, 200))
+    told = random.normal(size=(200, 4)).astype(np.float32)
+
+    def effects(user: Indices, movie: Indices) -> dict[str, Floats]:
+        taste = fondness[user] * np.sign(funny[movie])
+        return {"user": level[user], "quality": good[movie], "taste": taste, "overview": 0.4 * told[movie, 0]}
+
+    # Nobody has rated the last ones.
+    user, movie = (random.random((100, 160)) < 0.5).nonzero()
+    ratings = np.clip(3 + sum(effects(user, movie).values()) + random.normal(0, 0.3, len(user)), 1, 5)
+    table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
+    columns = {
+        "maker": np.where(good > 0, "able", "poor"),
+        "kind": np.where(funny > 0, "fun", "fear"),
+        "overview": None,
+    }
+    catalogue = pd.DataFrame(columns, index=pd.Index(np.arange(200).astype(str)), dtype=object)
+    model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, told, 0, str)
+    user, movie = (places.ravel() for places in np.mgrid[:100, 160:200])
+    pairs = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str)}, dtype="category")
+    parts = pd.DataFrame(model.explain(pairs)["why"].tolist())
+    for name, effect in effects(user, movie).items():
+        assert np.mean(np.square(parts[name] - effect)) < 0.15 * effect.var(), name
+    assert parts["baseline"].tolist() == pytest.approx([ratings.mean()] * len(pairs))
+    assert np.mean(np.square(parts["rest"])) < 0.01
 
 
 def test_users_picks_count() -> None:

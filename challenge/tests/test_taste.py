@@ -191,6 +191,24 @@ def test_prior_learns_how_weights_go_together() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_round_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round makes the covariance the mean of what is expected of users' weights, the pseudo users' being the unit."""
+    monkeypatch.setattr(FIXED, "pseudo_users", 7)
+    vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
+    table = pd.DataFrame(vectors, columns=["a"] * 5)
+    taste = Taste(6).fit(table, ratings)
+    before, noise = taste.projection_, taste.noise_
+    total = 7 * np.eye(6)
+    for _, own in ratings.groupby("user"):
+        trust = own["root"].to_numpy()[:, None]
+        rows = (np.column_stack([vectors, np.ones(60)]) @ before)[own["movie"]] * trust
+        covariance = np.linalg.inv(rows.T @ rows + np.eye(6))
+        weight = covariance @ rows.T @ (own[["stars"]] * trust / noise**0.5)
+        total += covariance + weight.to_numpy() @ weight.to_numpy().T
+    after = taste.fit(table, ratings, 1).projection_
+    np.testing.assert_allclose(after @ after.T, before @ total @ before.T / (40 + 7), rtol=1e-3, atol=1e-6)
+
+
 def test_fold_that_hardly_anybody_rated(monkeypatch: pytest.MonkeyPatch) -> None:
     """The covariance is learned for each fold, also where none of the users drawn rated a movie of the last."""
     monkeypatch.setattr(FIXED, "coupled", 3)
