@@ -95,6 +95,7 @@ def test_strangers(model: RatingModel) -> None:
     ratings = model.predict(pairs)
     assert ratings[0] == ratings[1] == pytest.approx(float(model.arrays["mean"]), abs=0.2)
     assert ratings[2] == ratings[3] != ratings[0]
+    assert not model.arrays["tastes"][-1].any() and not model.arrays["habits"][-1].any()
     movies = PAIRS["movieId"].astype(str).unique()[:20]
     public = model.predict(pd.DataFrame({"userId": "x", "movieId": movies}, dtype="category"))
     assert len(set(public)) > 15
@@ -175,7 +176,7 @@ def test_public_has_spoken(model: RatingModel) -> None:
 
 
 def test_update(model: RatingModel) -> None:
-    """A new user with a known one's ratings has his taste; a known user's new ratings count; the old model stays."""
+    """A new user with a known one's ratings has his taste, a stranger has not; new ratings count; the old model stays."""
     pairs = PAIRS[PAIRS["userId"] == "1"]
     twin = pairs.assign(userId="twin").astype("category")
     before, public = model.predict(pairs), model.predict(twin)
@@ -186,6 +187,8 @@ def test_update(model: RatingModel) -> None:
     assert added == pytest.approx(known, abs=1e-5) and added.all()
     assert np.abs(public - before).max() > 0.15
     np.testing.assert_array_equal(updated.predict(pairs), before)
+    stranger = pairs.assign(userId="x").astype("category")
+    np.testing.assert_array_equal(updated.predict(stranger), public)
     fond = model.update(own.assign(rating=5.0))
     assert fond.predict(pairs).mean() > before.mean() + 0.3
     np.testing.assert_array_equal(model.predict(pairs), before)
