@@ -176,7 +176,7 @@ def test_public_has_spoken(model: RatingModel) -> None:
 
 
 def test_update(model: RatingModel) -> None:
-    """A new user with a known one's ratings has his taste, a stranger has not; new ratings count; the old model stays."""
+    """A new user with a known one's ratings has his taste, a stranger has not; a known user's new ratings count."""
     pairs = PAIRS[PAIRS["userId"] == "1"]
     twin = pairs.assign(userId="twin").astype("category")
     before, public = model.predict(pairs), model.predict(twin)
