@@ -130,13 +130,15 @@ def test_explanations_add_up(model: RatingModel) -> None:
 
 
 def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a user's ratings together make his taste, his level aside."""
+    """All of a user's ratings together make his taste, his level aside; those that weigh most come first."""
     monkeypatch.setattr(FIXED, "reasons", 1000)
     why = model.explain(PAIRS.iloc[:5])["why"]
     _, _, user, movie = model._rate(PAIRS.iloc[:5])
     for one, place, reasons in zip(user, movie, why):
         taste = model.arrays["tastes"][one, :-1] @ model.arrays["vectors"][place, :-1]
-        assert sum(reasons["because"].values()) == pytest.approx(taste, abs=0.005)
+        added = list(reasons["because"].values())
+        assert sum(added) == pytest.approx(taste, abs=0.005)
+        assert added == sorted(added, key=abs, reverse=True) and min(added) < 0 < max(added)
 
 
 def test_reasons_are_the_users_own(model: RatingModel) -> None:
