@@ -93,7 +93,7 @@ def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
     encoder : Encoder
         Of `choose`.
     cache : Path
-        SQLite file of the vectors known already; made when missing, set aside when damaged.
+        SQLite file of the vectors known already; made when missing, in a folder that is there, set aside when damaged.
     most : int
         Most vectors that it keeps; those that came first leave first.
     progress : callable
@@ -117,7 +117,6 @@ def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
     Sanh et al. 2019, https://arxiv.org/abs/1910.01108; masked mean: Reimers and Gurevych 2019,
     https://arxiv.org/abs/1908.10084
     """
-    cache.parent.mkdir(parents=True, exist_ok=True)
     try:
         return recall(texts, encoder, cache, most, progress)
     except sqlite3.DatabaseError as error:

@@ -65,8 +65,8 @@ with ThreadPoolExecutor(2) as threads:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Name a cache in a folder that is not there yet."""
-    return tmp_path / "new" / "vectors.sqlite"
+    """Name a cache that is not there yet."""
+    return tmp_path / "vectors.sqlite"
 
 
 @pytest.fixture
@@ -320,7 +320,6 @@ def test_damaged_vector(cache: Path) -> None:
 
 def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A damaged cache that another process has just set aside is made anew all the same."""
-    cache.parent.mkdir()
     cache.write_bytes(b"x" * 20_000)
     monkeypatch.setattr("challenge.encoder.logger.error", lambda *_: cache.rename(cache.with_name("aside")))
     assert np.isfinite(vectors_of(TEXTS, cache)).all()
