@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -370,3 +371,19 @@ def test_unavailable(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(EncoderUnavailableError, match="CHALLENGE_ENCODER .*plan.s encoder") as caught:
             vectors_of(TEXTS[:2], cache, choose(name, 512, "fp32"))
         assert name in str(caught.value)
+
+
+def test_silent_hub(tmp_path: Path) -> None:
+    """A hub that takes the call and never answers is given up."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        away = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path), "no_proxy": "*"}
+        script = "from challenge.encoder import choose; choose('no/such-encoder', 512, 'fp32')"
+        told = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=PROJECT,
+            env=os.environ | away,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert "EncoderUnavailableError: the encoder 'no/such-encoder' cannot be loaded: " in told.stderr
