@@ -159,12 +159,20 @@ def test_failure_after_the_switch(
     # Another folder: the other tests shall not see the training.
     update = {"models": tmp_path / "models", "teach": Path(teaching.__file__).with_suffix(".yaml")}
     worker = Service(service.settings.model_copy(update=update))
-    monkeypatch.setattr("challenge.teaching.teach", lambda _, __, folder, ___: str(shutil.copytree(ENCODER, folder)))
+    plans: list[teaching.Plan] = []
+
+    def copy(_: pd.DataFrame, __: pd.DataFrame, folder: Path, plan: teaching.Plan) -> None:
+        plans.append(plan)
+        shutil.copytree(ENCODER, folder)
+
+    monkeypatch.setattr("challenge.teaching.teach", copy)
     # The first thing after the switch.
     monkeypatch.setattr("challenge.training.SECONDS", None)
     number, report = worker.train(ratings.head(3_000))
     assert isinstance(report.exception(), AttributeError) and worker.store.active() == number
     assert Path(worker.store.load_active().report["encoder"]["name"]).is_dir()
+    # Whatever the plan starts from.
+    assert plans[0].encoder == service.settings.encoder
 
 
 def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
@@ -181,6 +189,18 @@ def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFra
     ratings_of = [one.serving().predict(pairs).tolist() for one in (service, worker, other(service))]
     assert ratings_of[0] == ratings_of[1] == ratings_of[2]
     assert sum(ratings_of[0]) > 4 * len(pairs)
+
+
+def test_added_ratings_override(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
+    """Of a pair that was added, and is in the file of a later training as well, what was added counts."""
+    models = shutil.copytree(service.settings.models, tmp_path / "models")
+    worker, some = Service(service.settings.model_copy(update={"models": models})), ratings.head(3_000)
+    own = some[some["userId"] == some["userId"].iloc[0]]
+    worker.store.add(own.assign(rating=5.0))
+    number, report = worker.train(some)
+    assert report.result()["rows"] == len(some)
+    first, again = (worker.store.load(model).predict(own).mean() for model in (1, number))
+    assert again > max(4.3, first + 0.3)
 
 
 def test_similar_movies(service: Service) -> None:
@@ -307,3 +327,17 @@ def test_catalogue_without_a_model(tmp_path: Path) -> None:
     service = Service(Settings(catalogue=tmp_path / "movies.csv", models=tmp_path / "models"))
     assert service.replace_catalogue(BytesIO(b"movieId\n1\n2\n")) == 2
     assert service.settings.catalogue.read_bytes() == b"movieId\n1\n2\n"
+    # A link to it stays one.
+    link = tmp_path / "link.csv"
+    link.symlink_to(service.settings.catalogue)
+    assert (
+        Service(service.settings.model_copy(update={"catalogue": link})).replace_catalogue(BytesIO(b"movieId\n3\n"))
+        == 1
+    )
+    assert link.is_symlink() and service.settings.catalogue.read_bytes() == b"movieId\n3\n"
+
+
+def test_all_is_in_one_folder(service: Service) -> None:
+    """The models, the overviews' vectors and what workers share, and nothing elsewhere."""
+    names = {path.name for path in service.settings.models.iterdir() if not path.name.startswith("model-")}
+    assert names == {"embeddings.sqlite", "registry.sqlite", "training.lock"}
