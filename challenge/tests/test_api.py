@@ -183,9 +183,8 @@ def test_detail(server: Server, expected: str) -> None:
 @pytest.mark.parametrize("query", ["level=1", "level=0", "level=nan", "level=high", "detail=perhaps"])
 def test_bad_queries(server: Server, query: str) -> None:
     """A query that makes no sense is refused by its name."""
-    assert (
-        server.post(f"predict?{query}", TEST).answer().refused(422).startswith(f"query {query.split('=')[0]}: Input ")
-    )
+    detail = server.post(f"predict?{query}", TEST).answer().refused(422)
+    assert detail.startswith(f"query {query.split('=')[0]}: Input ")
 
 
 def test_ratings_added(server: Server, expected: str, ratings: pd.DataFrame) -> None:

@@ -31,6 +31,16 @@ def model() -> RatingModel:
     return model
 
 
+def fit_world(
+    user: Indices, movie: Indices, ratings: Floats, columns: dict[str, Any], embeddings: Floats
+) -> RatingModel:
+    """Fit a model on users and movies that are called by their numbers, without a word of overviews."""
+    pairs = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str)}, dtype="category")
+    movies = pd.Index(np.arange(len(embeddings)).astype(str))
+    catalogue = pd.DataFrame({**columns, "overview": None}, movies, dtype=object)
+    return fit_model(pairs.assign(rating=ratings), catalogue, embeddings.astype(np.float32), 0, str)
+
+
 def test_beats_the_user_mean(model: RatingModel) -> None:
     """Held-out movies are predicted better than by the user's mean, in the report and in truth."""
     truth = DATA.truth["rating"].to_numpy()
@@ -178,7 +188,7 @@ def test_public_has_spoken(model: RatingModel) -> None:
 
 
 def test_update(model: RatingModel) -> None:
-    """A new user with a known one's ratings has his taste, a stranger has not; a known user's new ratings count."""
+    """A new user with a known one's ratings has his taste, a stranger not; new ratings count; the old model stays."""
     pairs = PAIRS[PAIRS["userId"] == "1"]
     twin = pairs.assign(userId="twin").astype("category")
     before, public = model.predict(pairs), model.predict(twin)
@@ -320,15 +330,12 @@ def test_columns_together() -> None:
     # Nobody has rated the last ones.
     user, movie = (random.random((60, 120)) < 0.3).nonzero()
     ratings = np.clip(np.round(3 + effect[movie] + random.normal(0, 0.7, len(user))), 1, 5)
-    table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
-    columns = {"tone": np.where(dark, "dark", "light"), "place": np.where(city, "city", "sea"), "overview": None}
-    catalogue = pd.DataFrame(columns, index=pd.Index(np.arange(160).astype(str)), dtype=object)
-    blank = np.full((160, 4), np.nan, np.float32)
-    model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, blank, 0, print)
+    columns = {"tone": np.where(dark, "dark", "light"), "place": np.where(city, "city", "sea")}
+    model = fit_world(user, movie, ratings, columns, np.full((160, 4), np.nan))
     errors = model.report["cross-validated mse"]
     assert errors["model"] < 0.7 < 1 < errors["quality and taste"]
     # But not twice, of movies that the public has judged.
-    public = model.predict(pd.DataFrame({"userId": "x", "movieId": catalogue.index}, dtype="category"))
+    public = model.predict(pd.DataFrame({"userId": "x", "movieId": np.arange(160).astype(str)}, dtype="category"))
     off = np.square(public - 3 - effect)
     assert off[:120].mean() < 0.05 and off[120:].mean() < 0.1
 
@@ -337,24 +344,18 @@ def test_parts_are_what_they_say() -> None:
     """Where a rating has a level, a quality, a taste and an overview's part, each is found under its name."""
     random = np.random.default_rng(0)
     level, fondness = random.normal(0, 0.4, 100), random.choice([-0.6, 0.6], 100)
-    good, funny = random.choice([-0.5, 0.5], (2, 200))
-    told = random.normal(size=(200, 4)).astype(np.float32)
+    good, funny = random.choice([-1, 1], (2, 200))
+    told = random.normal(size=(200, 4))
 
     def effects(user: Indices, movie: Indices) -> dict[str, Floats]:
-        taste = fondness[user] * np.sign(funny[movie])
-        return {"user": level[user], "quality": good[movie], "taste": taste, "overview": 0.4 * told[movie, 0]}
+        quality, taste, overview = 0.5 * good[movie], fondness[user] * funny[movie], 0.4 * told[movie, 0]
+        return {"user": level[user], "quality": quality, "taste": taste, "overview": overview}
 
     # Nobody has rated the last ones.
     user, movie = (random.random((100, 160)) < 0.5).nonzero()
     ratings = np.clip(3 + sum(effects(user, movie).values()) + random.normal(0, 0.3, len(user)), 1, 5)
-    table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
-    columns = {
-        "maker": np.where(good > 0, "able", "poor"),
-        "kind": np.where(funny > 0, "fun", "fear"),
-        "overview": None,
-    }
-    catalogue = pd.DataFrame(columns, index=pd.Index(np.arange(200).astype(str)), dtype=object)
-    model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, told, 0, str)
+    columns = {"maker": np.where(good > 0, "able", "poor"), "kind": np.where(funny > 0, "fun", "fear")}
+    model = fit_world(user, movie, ratings, columns, told)
     user, movie = (places.ravel() for places in np.mgrid[:100, 160:200])
     pairs = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str)}, dtype="category")
     parts = pd.DataFrame(model.explain(pairs)["why"].tolist())
@@ -371,10 +372,7 @@ def test_users_picks_count() -> None:
     picks = random.random((120, 100)) < 0.4 * np.where(quality > 3, choosy[:, None], 1 - choosy[:, None])
     user, movie = picks.nonzero()
     ratings = np.clip(np.round(quality[movie] + random.normal(0, 0.7, len(user))), 1, 5)
-    table = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str), "rating": ratings})
-    catalogue = pd.DataFrame({"overview": None}, index=pd.Index(np.arange(100).astype(str)), dtype=object)
-    blank = np.full((100, 4), np.nan, np.float32)
-    model = fit_model(table.astype({"userId": "category", "movieId": "category"}), catalogue, blank, 0, print)
+    model = fit_world(user, movie, ratings, {}, np.full((100, 4), np.nan))
     errors = model.report["cross-validated mse"]
     assert errors["model"] < 1.02 * errors["user mean"] < 0.8 * errors["global mean"]
     strangers = pd.DataFrame({"userId": ["0", "119"], "movieId": "new"}, dtype="category")

@@ -330,14 +330,12 @@ def test_catalogue_without_a_model(tmp_path: Path) -> None:
     # A link to it stays one.
     link = tmp_path / "link.csv"
     link.symlink_to(service.settings.catalogue)
-    assert (
-        Service(service.settings.model_copy(update={"catalogue": link})).replace_catalogue(BytesIO(b"movieId\n3\n"))
-        == 1
-    )
+    worker = Service(service.settings.model_copy(update={"catalogue": link}))
+    assert worker.replace_catalogue(BytesIO(b"movieId\n3\n")) == 1
     assert link.is_symlink() and service.settings.catalogue.read_bytes() == b"movieId\n3\n"
 
 
-def test_all_is_in_one_folder(service: Service) -> None:
-    """The models, the overviews' vectors and what workers share, and nothing elsewhere."""
+def test_folder_of_the_models(service: Service) -> None:
+    """Beside the models it holds the overviews' vectors and what workers share, and nothing else."""
     names = {path.name for path in service.settings.models.iterdir() if not path.name.startswith("model-")}
     assert names == {"embeddings.sqlite", "registry.sqlite", "training.lock"}
