@@ -122,6 +122,19 @@ def test_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
     assert model.eval()(**batch)["loss"].item() == 0
 
 
+def test_guesses_of_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
+    """The encoder does not see the hidden words, and they alone are guessed."""
+    ids, there = batch["input_ids"], batch["attention_mask"]
+    seen, hidden = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(tiny)).torch_mask_tokens(ids.clone())
+    encoder = AutoModel.from_pretrained(tiny, dropout=0.0, attention_dropout=0.0)
+    model = MultiTaskEncoder(encoder, [], {}, lambda _: (seen, hidden), masked=2.0).train()
+    states = encoder(input_ids=seen, attention_mask=there).last_hidden_state
+    logits = model.heads["masked"](states) @ encoder.embeddings.word_embeddings.weight.T
+    surprise = -logits.log_softmax(2).gather(2, ids[..., None])[..., 0]
+    torch.testing.assert_close(model(**batch)["loss"], 2 * surprise[hidden != NONE].mean())
+    assert not MultiTaskEncoder(encoder, [], {}, None, masked=0.0).heads
+
+
 def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
     """More padding changes no loss, no score and no logit of what is labelled."""
     padded = {name: torch.nn.functional.pad(batch[name], (0, 30)) for name in ("input_ids", "attention_mask")}
@@ -166,6 +179,16 @@ def test_labels(movies: pd.DataFrame) -> None:
     assert entities[2][:, 0].tolist() == [NONE, 1, 1, 0, 0, 1, 1]
 
 
+def test_scores() -> None:
+    """Every pair of a movie and an item counts alike; where no token is or was thought to be one, the score is 0."""
+    true = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    logits = torch.tensor([[4.0, 5.0], [3.0, 0.0], [2.0, 1.0]])
+    # Of the ranks 1 to 6 the true pairs have 2, 3, 4 and 5.
+    assert SCORES["multi-label"](logits, true) == pytest.approx((1 / 2 + 2 / 3 + 3 / 4 + 4 / 5) / 4)
+    assert SCORES["tokens"](-logits[:, :1], torch.zeros(3, 1)) == 0
+    assert SCORES["single-label"](logits, true) == pytest.approx(2 / 3)
+
+
 def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
     """A task without columns, or with too few movies, is refused with a reason."""
     spans = [[(0, 0)]] * len(movies)
@@ -175,6 +198,9 @@ def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
         read_labels(Task(name="mood", kind="regression", columns=["mood"]), movies, spans)
     with pytest.raises(ValueError):
         read_labels(Task(name="titles", kind="multi-label", columns=["overview"], least=201), movies, spans)
+    assert (
+        len(read_labels(Task(name="length", kind="regression", columns=["runtime"], least=200), movies, spans)) == 200
+    )
 
 
 def test_a_value_is_all_of_a_cell(movies: pd.DataFrame) -> None:
@@ -185,13 +211,19 @@ def test_a_value_is_all_of_a_cell(movies: pd.DataFrame) -> None:
     assert [label[0].tolist() for label in labels[:4]] == [[0, 1, 0], [0, 0, 1], [1, 0, 0], [NONE] * 3]
 
 
+def test_an_item_that_is_there_twice(movies: pd.DataFrame) -> None:
+    """A movie has an item or has it not."""
+    labels = read_labels(TASKS[0], movies.assign(genres='["Drama", "Drama"]'), [[]] * len(movies))
+    assert labels[0].tolist() == [[1.0]]
+
+
 def test_liked() -> None:
     """A movie is liked that users rate above their own means; who rates all movies alike says nothing."""
     rows = [("a", "1", 5), ("a", "2", 4), ("b", "1", 2), ("b", "2", 1), ("b", "3", 3), ("c", "4", 5)]
     ratings = pd.DataFrame(rows, columns=["userId", "movieId", "rating"]).astype({"movieId": "category"})
-    catalogue = pd.DataFrame(index=pd.Index(["1", "2", "3", "5"]))
+    catalogue = pd.DataFrame(index=pd.Index([*"12345"]))
     liked = teaching.with_liked(catalogue, ratings)["liked"]
-    assert liked[:3].tolist() == ["True", "False", "True"] and pd.isna(liked["5"])
+    assert liked[:4].tolist() == ["True", "False", "True", "False"] and pd.isna(liked["5"])
 
 
 @pytest.mark.parametrize(
@@ -201,7 +233,9 @@ def test_liked() -> None:
         ("[1]", "list"),
         ("tasks: {", "line 1"),
         (PLAN.read_text("utf-8") + "\nheld_out: 2.5", "held_out"),
+        (PLAN.read_text("utf-8") + "\nheld_out: 0", "held_out"),
         (PLAN.read_text("utf-8") + "\nmax_tokens: 1024", "max_tokens"),
+        (PLAN.read_text("utf-8") + "\nmax_tokens: 7", "max_tokens"),
         (PLAN.read_text("utf-8") + "\ntrained: {0: (}", "trained.*regular expression"),
         (PLAN.read_text("utf-8") + "\ntrained: {}", "trained"),
         (PLAN.read_text("utf-8") + "\ntraining: {epochs: 3}", "epochs"),
@@ -249,13 +283,16 @@ def test_command_that_cannot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("masked", [0, 1])
-def test_nothing_to_learn(movies: pd.DataFrame, tiny: Path, tmp_path: Path, masked: float) -> None:
+def test_nothing_to_learn(
+    movies: pd.DataFrame, tiny: Path, tmp_path: Path, masked: float, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where no task is left nothing is taught; masked words alone tell no epoch from a better one."""
     tasks = [TASKS[0].model_copy(update={"least": 999}), TASKS[1].model_copy(update={"weight": 0})]
     plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": tasks, "masked": masked})
     ratings = pd.DataFrame({"userId": ["1"], "movieId": ["1"], "rating": [5.0]})
     with pytest.raises(PlanError, match="tasks: none .* 200 movies"):
         teach(movies, ratings, tmp_path, plan)
+    assert [text[:27] for text in caplog.messages] == ["task 'genres' is left out: "]
     with pytest.raises(PlanError, match="tasks: none .* 0 movies with an overview"):
         teach(movies.assign(overview=None), ratings, tmp_path, plan_of(tiny))
 
@@ -287,6 +324,7 @@ def test_rates_fall_with_depth(tiny: Path) -> None:
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     arguments = type("Arguments", (), {"learning_rate": 0.8, "weight_decay": 0.1})()
     groups = teaching.optimizer(model, plan, arguments).param_groups
+    assert {group["weight_decay"] for group in groups} == {0.1}
     rates = {part: group["lr"] for group in groups for part in group["params"]}
     parts = dict(model.named_parameters())
     assert {*parts.values()} == {*rates}
@@ -366,18 +404,53 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
 def test_patience_outlives_a_kill(
     movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs without a better loss before a training was interrupted count when it goes on."""
-    plan = plan_of(tiny, patience=2, training={"num_train_epochs": 5, "learning_rate": 0.0})
+    """A training that was interrupted goes on where it was; epochs without a better loss before that count."""
+    plan, begun = plan_of(tiny, patience=2, training={"num_train_epochs": 5, "learning_rate": 0.0}), []
     whole, begin = teach(movies, NOBODY, tmp_path / "whole", plan), Unfreezing.on_epoch_begin
 
-    def killed(self: Unfreezing, arguments: Any, state: Any, control: Any, model: Any, **more: Any) -> None:
+    def killed_once(self: Unfreezing, arguments: Any, state: Any, control: Any, model: Any, **more: Any) -> None:
         begin(self, arguments, state, control, model, **more)
-        assert round(state.epoch) < 2
+        begun.append(round(state.epoch))
+        assert begun != [0, 1, 2]
 
-    with monkeypatch.context() as patch, pytest.raises(AssertionError):
-        patch.setattr(Unfreezing, "on_epoch_begin", killed)
+    monkeypatch.setattr(Unfreezing, "on_epoch_begin", killed_once)
+    with pytest.raises(AssertionError):
         teach(movies, NOBODY, tmp_path / "killed", plan)
     assert teach(movies, NOBODY, tmp_path / "killed", plan)["epoch"] == whole["epoch"] == 3
+    assert begun == [0, 1, 2, 2]
+
+
+def test_what_is_read(movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overviews are read as far as the plan says, and as many movies are held out."""
+    parts: list[list[dict[str, Any]]] = []
+
+    class Watched(teaching.Teacher):
+        """Remembers what it learns from and what is held out."""
+
+        def __init__(self, model: Any, arguments: Any, collate: Any, taught: Any, held_out: Any, **more: Any) -> None:
+            parts.extend((taught, held_out))
+            super().__init__(model, arguments, collate, taught, held_out, **more)
+
+    monkeypatch.setattr(teaching, "Teacher", Watched)
+    some = movies.assign(overview=movies["overview"].where(movies.index != movies.index[0], "the dog " * 500))
+    teach(some, NOBODY, tmp_path, plan_of(tiny, max_tokens=16, held_out=0.1, training={"max_steps": 1}))
+    assert [len(part) for part in parts] == [180, 20]
+    assert max(len(row[name]) for part in parts for row in part for name in ("input_ids", "entities")) == 16
+
+
+def test_same_seed(movies: pd.DataFrame, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints the report, the same one for the same seed, whatever was drawn before."""
+    movies.to_csv(tmp_path / "movies.csv")
+    (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,1,5\n")
+    losses: list[str] = []
+    for run, seed in enumerate([0, 0, 1]):
+        plan = plan_of(tiny, training={"max_steps": 2, "seed": seed})
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+        torch.manual_seed(run)
+        teaching.main(*(tmp_path / name for name in ("movies.csv", "ratings.csv", str(run), "plan.yaml")))
+        losses += re.findall(r"^eval_loss: (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    first, second, other = losses
+    assert first == second != other
 
 
 def test_first_stage_of_a_training(tmp_path: Path) -> None:
