@@ -309,7 +309,7 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     ----------
     Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
     """
-    settings = FIXED.trees | {"seed": seed}
+    settings = FIXED.trees | {"seed": seed, "early_stopping_min_delta": FIXED.luck * target.var() / len(target)}
     data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
     trial = lgb.cv(settings | FIXED.search, data, folds=splits, return_cvbooster=True)["cvbooster"]

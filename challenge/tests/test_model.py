@@ -322,6 +322,17 @@ def test_boost_stays_out_of_fold() -> None:
     assert np.mean((target - held_out) ** 2) > 0.95 * target.var()
 
 
+def test_luck_grows_no_trees() -> None:
+    """Where there is nothing to learn hardly a tree is grown, however lucky some number of them is."""
+    random, grown = np.random.default_rng(0), []
+    for _ in range(5):
+        features, folds, noise = random.normal(size=(600, 20)), random.integers(0, 5, 600), random.normal(size=600)
+        trees = [boost(features, target, folds, 0)[0] for target in (noise, noise + features[:, 0])]
+        grown.append([text.count("\nTree=") for text in trees])
+    nothing, something = np.median(grown, axis=0)
+    assert nothing == 1 and something > 40 and np.mean(grown, axis=0)[0] < 5
+
+
 def test_columns_together() -> None:
     """What two columns say of a movie's quality only together is learned, too, of movies that nobody has rated."""
     random = np.random.default_rng(0)
