@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from challenge.encoder import choose
+from challenge.settings import VERSION
 from challenge.store import Store
 from challenge.tests.conftest import DEMO, ENCODER, PROJECT, Answer, Server, Start, Upload, error
 from challenge.tests.test_tables import BAD, BAD_IDS, GOOD
@@ -117,11 +118,20 @@ def test_health_and_pages(server: Server) -> None:
     # What it needs is the server's own.
     needed = re.findall(r'"([^"]*\.(?:js|css))"', docs.body)
     assert [server.get(path).status for path in needed] == [200, 200]
-    assert {"/ratings", "/ratings/train", "/ratings/predict", "/models", "/movies"} <= set(
-        server.get("/openapi.json").json["paths"]
-    )
     server.get("/nowhere").refused(404)
     server.get("/ratings/train").refused(405)
+
+
+def test_description(server: Server) -> None:
+    """The OpenAPI document has the requests of the README, the key, the version and the answer to come."""
+    described = server.get("/openapi.json").json
+    table = re.findall(r"^\| `([A-Z]+) ([^`?]+)", (PROJECT / "README.md").read_text("utf-8"), re.MULTILINE)
+    promised = {(verb.lower(), re.sub("{.+?}", "{}", path)) for verb, path in table}
+    there = {(verb, re.sub("{.+?}", "{}", path)) for path, verbs in described["paths"].items() for verb in verbs}
+    assert promised == there | {("get", "/metrics"), ("get", "/docs")}
+    assert described["info"]["version"] == VERSION
+    assert described["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    assert "202" in described["paths"]["/ratings/train"]["post"]["responses"]
 
 
 @pytest.mark.parametrize(("what", "rated", "table", "parts"), BAD, ids=BAD_IDS)
@@ -502,6 +512,7 @@ def test_not_trained(untrained: Server) -> None:
     assert "/ratings/train" in untrained.predict(TEST).refused(409)
     added = untrained.request("/ratings", "-F", "file=@-", data=TRAIN.read_bytes()).answer()
     assert "/ratings/train" in added.refused(409)
+    assert Store(untrained.folder / "models").added().empty
 
 
 def test_no_catalogue(untrained: Server) -> None:
