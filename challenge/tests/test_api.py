@@ -128,7 +128,7 @@ def test_description(server: Server) -> None:
     table = re.findall(r"^\| `([A-Z]+) ([^`?]+)", (PROJECT / "README.md").read_text("utf-8"), re.MULTILINE)
     promised = {(verb.lower(), re.sub("{.+?}", "{}", path)) for verb, path in table}
     there = {(verb, re.sub("{.+?}", "{}", path)) for path, verbs in described["paths"].items() for verb in verbs}
-    assert promised == there | {("get", "/metrics"), ("get", "/docs")}
+    assert promised - {("get", "/metrics"), ("get", "/docs")} == there
     assert described["info"]["version"] == VERSION
     assert described["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     assert "202" in described["paths"]["/ratings/train"]["post"]["responses"]
