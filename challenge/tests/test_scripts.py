@@ -72,7 +72,7 @@ case "$*" in
 *-m\\ venv*) mkdir -p .env/bin && cp "$0" .env/bin/python ;;
 *-m\\ pip*)
     echo "$*" >>pip.calls
-    if [ "${PIP_IS:-}" = slow ]; then exec sleep 60; fi
+    if [ "${PIP_IS:-}" = slow ]; then echo $$ >pip.pid && exec sleep 60; fi
     echo "${PIP_IS:-}"
     test -z "${PIP_IS:-}"
     ;;
@@ -452,7 +452,7 @@ def builder(tmp_path: Path) -> Builder:
 
 
 def test_init_builds_a_real_environment(tmp_path: Path) -> None:
-    """Install a package with the real Python and pip, then do nothing."""
+    """Install a package with the real Python and pip, whatever the user's own settings of these, then do nothing."""
     builder = Builder(tmp_path / "a root")
     builder.list_packages("tiny==1.0")
     (builder.programs / "python3.11").symlink_to(sys.executable)
@@ -462,7 +462,7 @@ def test_init_builds_a_real_environment(tmp_path: Path) -> None:
         wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("tiny-1.0.dist-info/RECORD", "")
     settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
-    status, output, errors = builder.run(**settings)
+    status, output, errors = builder.run(**settings, PIP_USER="1", PYTHONHOME="/nowhere")
     assert (status, errors) == (0, ""), output
     python = builder.root / ".env" / "bin" / "python"
     subprocess.run([python, "-I", "-c", "import tiny"], check=True)
@@ -476,11 +476,14 @@ def test_init_builds_once_for_each_list(builder: Builder) -> None:
     assert "Python 3.12.1" in output
     assert (builder.root / ".env" / "requirements.txt").read_text() == "one==1.0\ntwo==2.0\n"
     calls = builder.calls()
+    # Nothing is built from source.
+    assert (builder.root / "pip.calls").read_text().count("--only-binary=:all:") == calls > 0
     assert builder.run() == (0, "init.sh: .env is up to date\n", "")
     assert builder.calls() == calls
-    builder.list_packages("one==1.1")
+    builder.list_packages("one==1.1", "pip==26.1")
     assert builder.run()[0] == 0
     assert builder.calls() == 2 * calls
+    assert "-m pip install pip==26.1 " in (builder.root / "pip.calls").read_text()
 
 
 @pytest.mark.parametrize(
@@ -488,6 +491,7 @@ def test_init_builds_once_for_each_list(builder: Builder) -> None:
     [
         ({"PYTHON_IS": "3.8.1|too old|/old"}, "no suitable Python"),
         ({"PYTHON_IS": "3.12.1|without ensurepip|/bin/sh"}, "apt install python3-venv"),
+        ({"PYTHON_IS": "3.12.1||/gone"}, "python3 is 3.12.1, gone"),
         ({"PIP_IS": "WARNING: Retrying (Retry(total=1)) after connection broken"}, "no network"),
         ({"PIP_IS": "ERROR: [Errno 28] No space left on device"}, "the disk is full, here or in "),
         ({"PIP_IS": "ERROR: No matching distribution found for one==1.0"}, "python3 lacks a package"),
@@ -500,6 +504,16 @@ def test_init_fails_with_one_line(builder: Builder, settings: dict[str, str], re
     assert status == 1
     assert errors.count("\n") == 1 and reason in errors
     assert builder.run()[0] == 0
+
+
+def test_init_takes_an_older_python(builder: Builder) -> None:
+    """Where the newest Python lacks a package, say so, and take one of an earlier version."""
+    newer = PYTHON.replace("${PIP_IS:-}", "No matching distribution found for one==1.0")
+    for name, version in (("python3.13", "3.13.1"), ("python3.12", "3.13.0")):
+        write_program(builder.programs / name, newer.replace("3.12.1", version))
+    status, output, errors = builder.run()
+    assert (status, errors) == (0, "")
+    assert re.findall(r"Python (3\.\d+\.\d+)(?: \(|: No matching)", output) == ["3.13.1", "3.13.1", "3.12.1"]
 
 
 def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
@@ -516,18 +530,24 @@ def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
     write_program(builder.programs / "df", "#!/bin/sh\n")
     (builder.programs / "python3").unlink()
     assert "none was found" in builder.run()[2]
+    builder.list_packages()
+    assert "environment.yml holds no pip list" in builder.run()[2]
     assert not (builder.root / ".env").exists()
 
 
 def test_init_is_interrupted(builder: Builder) -> None:
-    """Repair what a stopped run left, and let one run at a time do it."""
-    process = builder.start(PIP_IS="slow")
-    wait_until(builder.calls)
+    """Stop what is under way, repair what a stopped run left, and let one run at a time do it."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (builder.root / ".env.lock").symlink_to(str(dead.pid))
+    process, pid = builder.start(PIP_IS="slow"), builder.root / "pip.pid"
+    wait_until(lambda: pid.exists() and pid.read_text())
     other = builder.start()
     assert "another init.sh" in other.communicate(timeout=60)[1]
     process.terminate()
     process.communicate(timeout=60)
     assert (process.returncode, other.returncode) == (128 + signal.SIGTERM, 1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
     assert not (builder.root / ".env" / "init.stamp").exists()
-    (builder.root / ".env.lock").symlink_to(str(process.pid))
     assert builder.run()[0] == 0
