@@ -72,7 +72,7 @@ case "$*" in
 *-m\\ venv*) mkdir -p .env/bin && cp "$0" .env/bin/python ;;
 *-m\\ pip*)
     echo "$*" >>pip.calls
-    if [ "${PIP_IS:-}" = slow ]; then echo $$ >pip.pid && exec sleep 60; fi
+    if [ "${PIP_IS:-}" = slow ]; then echo $$ >pip.pid && exec sleep 90; fi
     echo "${PIP_IS:-}"
     test -z "${PIP_IS:-}"
     ;;
