@@ -515,6 +515,7 @@ def test_not_trained(untrained: Server) -> None:
     added = untrained.request("/ratings", "-F", "file=@-", data=TRAIN.read_bytes()).answer()
     assert "/ratings/train" in added.refused(409)
     assert Store(untrained.folder / "models").added().empty
+    assert "challenge_active_model 0.0" in untrained.get("/metrics").body
 
 
 def test_no_catalogue(untrained: Server) -> None:

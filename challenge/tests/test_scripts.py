@@ -228,7 +228,9 @@ def test_whole_run_and_every_formula(harness: Harness) -> None:
     (harness.root / ".mypy_cache" / "passed_over.py").touch()
     status, output = harness.run()
     assert status == 0, output
-    assert [line[:7] for line in output.splitlines() if line[0] == "["] == [f"[{step:2}/10]" for step in range(1, 11)]
+    steps = [line for line in output.splitlines() if line[0] == "["]
+    assert [line[:8] for line in steps] == [f"[{step:2}/10] " for step in range(1, 11)]
+    assert len({line[8:] for line in steps}) == 10 and "encoder: some/encoder" in output
     result = harness.result()
     errors = {"files": 0, "flake8": 2, "isort": 2, "pydocstyle": 1, "mypy": 1, "lines": 400}
     scores = [1.0, *(math.exp(-8 * count / 400) for count in (2, 2, 1, 1)), math.exp(-400 / 800 + 0.125)]
@@ -246,7 +248,7 @@ def test_whole_run_and_every_formula(harness: Harness) -> None:
 
 
 def test_real_tools_agree_with_their_patterns(harness: Harness) -> None:
-    """Run the real tools over code with one finding or two for each."""
+    """Run the real tools, whatever the user has told them of colours, over code with one finding or two for each."""
     harness.use_real(*FINDINGS, "pygount")
     code = '"""A module."""\nimport os\nimport abc\n\n\ndef f(x):\n    return abc, x\n'
     (harness.root / "challenge" / "__init__.py").write_text(SERVICE + "\n\nVALUE = 3\n", encoding="utf-8")
@@ -254,7 +256,7 @@ def test_real_tools_agree_with_their_patterns(harness: Harness) -> None:
     (harness.root / "challenge" / "tests").mkdir()
     (harness.root / "challenge" / "tests" / "__init__.py").write_text('"""No lines of these count."""\n\nX = 1\n')
     (harness.root / "stray.py").touch()
-    status, output = harness.run()
+    status, output = harness.run(FORCE_COLOR="1", MYPY_FORCE_COLOR="1", PYTHONHOME="/nowhere")
     assert status == 0, output
     counts = {part: count for part, (_, count) in harness.result()["code_quality"].items()}
     sloc = counts.pop("lines")
@@ -286,8 +288,8 @@ def test_failing_service(harness: Harness, mood: str, step: int, reason: str) ->
     (harness.root / "result.json").write_text("of an earlier run", encoding="utf-8")
     status, output = harness.run(MOOD=mood)
     assert status == 1
-    last = output.splitlines()[-1]
-    assert last.startswith(f"run.sh: failed at [{step:2}/10]") and reason in last
+    last, title = output.splitlines()[-1], re.findall(rf"^\[{step:2}/10\] .+$", output, re.MULTILINE)[0]
+    assert last.startswith(f"run.sh: failed at {title}: ") and reason in last
     details = {"dies": "no luck today", "fails": "line 2, column rating", "diverges": "row 1 is no number"}
     assert details[mood] in output
     assert not (harness.root / "result.json").exists()
