@@ -331,7 +331,8 @@ def test_training_as_a_job(server: Server, expected: str) -> None:
         time.sleep(0.05)
     assert server.predict(TEST).body == expected
     server.get("/trainings/123456").refused(404)
-    server.get("/trainings/0").refused(422)
+    for number in (0, 2**53 + 1):
+        server.get(f"/trainings/{number}").refused(422)
     failed = server.get("/ratings/train", "-F", "file=@-", "-H", "Prefer: respond-async")
     assert failed.refused(422)
 
@@ -351,7 +352,7 @@ def test_models_are_switched(server: Server, ratings: pd.DataFrame, expected: st
         assert predicted.headers["x-model"] == str(number)
         assert (predicted.body == expected) == (number == before["active"])
     server.get("/models/active", "-X", "PUT", "--json", '{"model": 999}').refused(404)
-    for odd in ('"last"', "true", "1.5"):
+    for odd in ('"last"', "true", "1.5", 0, 2**53 + 1):
         server.get("/models/active", "-X", "PUT", "--json", f'{{"model": {odd}}}').refused(422)
 
 
