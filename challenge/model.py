@@ -285,7 +285,7 @@ class RatingModel:
 
 
 def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
-    """Fit boosted trees, as many as predict held-out folds best, but for luck.
+    """Fit boosted trees, as many as predict held-out folds best by more than luck.
 
     Parameters
     ----------

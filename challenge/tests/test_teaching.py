@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from sklearn.model_selection import train_test_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, AutoTokenizer, DataCollatorForLanguageModeling
 
@@ -56,6 +57,11 @@ def plan_of(encoder: Path, **update: Any) -> Plan:
     plan = read_plan(PLAN)
     training = plan.training | {"disable_tqdm": True, "learning_rate": 3e-3} | update.pop("training", {})
     return plan.model_copy(update={"encoder": str(encoder), "tasks": TASKS, "training": training} | update)
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write a plan as the file `plan.yaml`."""
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +389,7 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
     plan = plan_of(tiny, training={"num_train_epochs": 3, "learning_rate": 1e-3})
     movies.to_csv(tmp_path / "movies.csv")
     pd.DataFrame({"userId": [1, 1], "movieId": [0, 1], "rating": [2, 4]}).to_csv(tmp_path / "ratings.csv")
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+    write_plan(tmp_path, plan)
     files = ["movies.csv", "ratings.csv", "killed", "--plan", "plan.yaml"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     killed = subprocess.Popen([sys.executable, "-m", "challenge.teaching", *files], cwd=tmp_path, env=environment)
@@ -401,7 +407,7 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
     assert resumed["eval_loss"] == pytest.approx(whole["eval_loss"], rel=0.02)
 
 
-def test_patience_outlives_a_kill(
+def test_goes_on_where_it_was(
     movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that was interrupted goes on where it was; epochs without a better loss before that count."""
@@ -424,14 +430,11 @@ def test_what_is_read(movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypa
     """Overviews are read as far as the plan says, and as many movies are held out."""
     parts: list[list[dict[str, Any]]] = []
 
-    class Watched(teaching.Teacher):
-        """Remembers what it learns from and what is held out."""
+    def watched(rows: Any, **how: Any) -> Any:
+        parts.extend(train_test_split(rows, **how))
+        return parts
 
-        def __init__(self, model: Any, arguments: Any, collate: Any, taught: Any, held_out: Any, **more: Any) -> None:
-            parts.extend((taught, held_out))
-            super().__init__(model, arguments, collate, taught, held_out, **more)
-
-    monkeypatch.setattr(teaching, "Teacher", Watched)
+    monkeypatch.setattr(teaching, "train_test_split", watched)
     some = movies.assign(overview=movies["overview"].where(movies.index != movies.index[0], "the dog " * 500))
     teach(some, NOBODY, tmp_path, plan_of(tiny, max_tokens=16, held_out=0.1, training={"max_steps": 1}))
     assert [len(part) for part in parts] == [180, 20]
@@ -445,7 +448,7 @@ def test_same_seed(movies: pd.DataFrame, tiny: Path, tmp_path: Path, capsys: pyt
     losses: list[str] = []
     for run, seed in enumerate([0, 0, 1]):
         plan = plan_of(tiny, training={"max_steps": 2, "seed": seed})
-        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+        write_plan(tmp_path, plan)
         torch.manual_seed(run)
         teaching.main(*(tmp_path / name for name in ("movies.csv", "ratings.csv", str(run), "plan.yaml")))
         losses += re.findall(r"^eval_loss: (\S+)$", capsys.readouterr().out, re.MULTILINE)
@@ -459,7 +462,7 @@ def test_first_stage_of_a_training(tmp_path: Path) -> None:
     (tmp_path / "df_movies.csv").write_text((DEMO / "df_movies.csv").read_text("utf-8"), "utf-8")
     plan = read_plan(PLAN)
     plan.training.update({"max_steps": 2, "disable_tqdm": True})
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+    write_plan(tmp_path, plan)
     settings = Settings(catalogue=tmp_path / "df_movies.csv", models=tmp_path / "models", encoder=str(ENCODER))
     service = Service(settings.model_copy(update={"teach": tmp_path / "plan.yaml"}))
     report = service.train(ratings)[1].result()
