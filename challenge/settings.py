@@ -21,8 +21,10 @@ class ChallengeError(Exception):
     """Something that the caller or the operator can mend; `openapi.yaml` says what kind of problem each subclass is."""
 
 
-class Settings(BaseSettings, env_prefix="CHALLENGE_", env_ignore_empty=True, frozen=True):
-    """What an operator may change, each by an environment variable ``CHALLENGE_<NAME>``."""
+class Settings(
+    BaseSettings, alias_generator=lambda name: f"CHALLENGE_{name.upper()}", env_ignore_empty=True, frozen=True
+):
+    """What an operator may change, each by an environment variable, after which errors name it."""
 
     encoder: str = Field("distilbert-base-uncased", description="hub name or local folder of the DistilBERT")
     max_tokens: int = Field(512, ge=8, le=512, description="tokens of an overview that are read")

@@ -26,7 +26,14 @@ def test_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty variable, which compose files pass on, is as good as none."""
     for name in ("ENCODER", "TEACH", "KEEP"):
         monkeypatch.setenv(f"CHALLENGE_{name}", "")
-    assert Settings() == Settings(encoder="distilbert-base-uncased", teach=None, keep=5)
+    assert Settings() == Settings(CHALLENGE_ENCODER="distilbert-base-uncased", CHALLENGE_TEACH=None, CHALLENGE_KEEP=5)
+
+
+def test_variables_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a setting's name without the prefix is not meant."""
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.setenv("LOG", "verbose")
+    assert Settings().seed == 0
 
 
 def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,17 +55,17 @@ def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """What makes no sense is refused by the setting's name."""
+    """What makes no sense is refused by the name of its variable."""
     monkeypatch.setenv(f"CHALLENGE_{name}", value)
-    with pytest.raises(ValidationError, match=f"(?i){name}"):
+    with pytest.raises(ValidationError, match=f"(?m)^CHALLENGE_{name}$"):
         Settings()
 
 
 @pytest.mark.parametrize("value", ["many", "0", "-1", "513", "1.5"])
 def test_invalid_number_of_tokens(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """What is no possible number of tokens is refused by the setting's name."""
+    """What is no possible number of tokens is refused by the name of its variable."""
     monkeypatch.setenv("CHALLENGE_MAX_TOKENS", value)
-    with pytest.raises(ValidationError, match="(?i)max_tokens"):
+    with pytest.raises(ValidationError, match="(?m)^CHALLENGE_MAX_TOKENS$"):
         Settings()
 
 

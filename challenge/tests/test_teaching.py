@@ -463,7 +463,11 @@ def test_first_stage_of_a_training(tmp_path: Path) -> None:
     plan = read_plan(PLAN)
     plan.training.update({"max_steps": 2, "disable_tqdm": True})
     write_plan(tmp_path, plan)
-    settings = Settings(catalogue=tmp_path / "df_movies.csv", models=tmp_path / "models", encoder=str(ENCODER))
+    settings = Settings(
+        CHALLENGE_CATALOGUE=tmp_path / "df_movies.csv",
+        CHALLENGE_MODELS=tmp_path / "models",
+        CHALLENGE_ENCODER=str(ENCODER),
+    )
     service = Service(settings.model_copy(update={"teach": tmp_path / "plan.yaml"}))
     report = service.train(ratings)[1].result()
     assert {f"eval_{task.name}_score" for task in plan.tasks} <= set(report["teaching"])

@@ -36,7 +36,9 @@ def service(tmp_path_factory: pytest.TempPathFactory, ratings: pd.DataFrame) -> 
     folder = tmp_path_factory.mktemp("models")
     catalogue = folder / "movies.csv"
     catalogue.write_bytes((DEMO / "df_movies.csv").read_bytes())
-    service = Service(Settings(catalogue=catalogue, models=folder / "models", encoder=str(ENCODER)))
+    service = Service(
+        Settings(CHALLENGE_CATALOGUE=catalogue, CHALLENGE_MODELS=folder / "models", CHALLENGE_ENCODER=str(ENCODER))
+    )
     with pytest.raises(NotTrainedError):
         service.serving()
     for rows in (3_000, 4_000):
@@ -324,7 +326,7 @@ def test_switch_without_the_encoder(
 
 def test_catalogue_without_a_model(tmp_path: Path) -> None:
     """The movies can come before the first training."""
-    service = Service(Settings(catalogue=tmp_path / "movies.csv", models=tmp_path / "models"))
+    service = Service(Settings(CHALLENGE_CATALOGUE=tmp_path / "movies.csv", CHALLENGE_MODELS=tmp_path / "models"))
     assert service.replace_catalogue(BytesIO(b"movieId\n1\n2\n")) == 2
     assert service.settings.catalogue.read_bytes() == b"movieId\n1\n2\n"
     # A link to it stays one.
