@@ -4,15 +4,15 @@ import os
 from multiprocessing import parent_process
 from tempfile import gettempdir
 
-# LightGBM's and torch's threads wait busily for each other. If that takes long, something else has the processor, and
-# needs it to go on: let it, or two trainings side by side take a hundred times as long as one. Read by their OpenMP.
+# The OpenMP threads of LightGBM and torch spin while they wait for each other. On a busy machine that starves the very
+# thread they wait for: two trainings side by side took a hundred times as long as one. So spin briefly, then sleep.
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 if os.environ.get("CHALLENGE_LOG") == "json":
-    # Bars would break its lines; read when tqdm is imported.
+    # Progress bars would break up the JSON lines. tqdm reads this when it is imported.
     os.environ["TQDM_DISABLE"] = "1"
 if parent_process():
-    # One of several workers: their counts are added up. prometheus_client looks for the folder when it is imported.
+    # One of several workers, whose metrics are added up. prometheus_client reads this when it is imported.
     counts = os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", f"{gettempdir()}/challenge-{os.getppid()}")
     os.makedirs(counts, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, status codes, limits and problem details (RFC 9457)."""
+"""HTTP: routes, status codes, limits and problem details (RFC 9457)."""
 
 from asyncio import Semaphore
 from collections.abc import Awaitable, Callable
@@ -21,9 +21,9 @@ from challenge.tables import read_pairs
 from challenge.training import Service
 
 ACTIVE = Gauge("challenge_active_model", "Number of the active model, 0 without one", multiprocess_mode="mostrecent")
-PREDICTED = Counter("challenge_predicted_rows", "Rows that a rating was predicted for")
+PREDICTED = Counter("challenge_predicted_rows", "Rows whose rating was predicted")
 
-Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that shall lie in the intervals")]
+Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that the intervals should hold")]
 Upload = Annotated[UploadFile, File(description="a CSV file")]
 Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
 
@@ -35,12 +35,12 @@ slots = Semaphore(settings.concurrency)
 
 
 def on_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer what was refused or went wrong by a problem document."""
-    # FastAPI takes whatever keeps it from reading a body for the caller's fault, a full disk too.
+    """Turn an error into a problem document."""
+    # FastAPI blames the caller for whatever keeps it from reading a body, even a full disk.
     error = error.__cause__ if hasattr(error, "status_code") and isinstance(error.__cause__, OSError) else error
     headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error) or repr(error))
     status = getattr(error, "status_code", 500)
-    # An exception of a status alone is named as the status is.
+    # Other errors are titled by their status.
     plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
     problem = FIXED.problems.get(type(error).__name__, plain)
     if isinstance(error, RequestValidationError):
@@ -51,15 +51,15 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
 
 
 api = FastAPIOffline(**FIXED.openapi, version=VERSION)
-# In the place of FastAPI's own handlers, too.
+# These replace FastAPI's own handlers, too.
 api.exception_handlers |= dict.fromkeys((*api.exception_handlers, ChallengeError, Exception), on_error)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
 @api.middleware("http")
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse what has no key, is too large or comes on top of too much else, before its body is read."""
-    # What needs no key and is never too much.
+    """Refuse a request without the key, too large, or beyond the concurrency, before its body is read."""
+    # These need no key and always get an answer.
     if request.url.path.removeprefix(request.scope["root_path"]).startswith(("/health/", "/docs", "/openapi.json")):
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
@@ -73,14 +73,14 @@ async def guard(request: Request, answer: Callable[[Request], Awaitable[Response
         return await answer(request)
 
 
-# Asked for when somebody looks, as perhaps no worker has loaded the model yet.
+# Set on each scrape, as perhaps no worker has loaded the model yet.
 sets_active = Depends(lambda: ACTIVE.set(service.store.active() or 0))
 Instrumentator().instrument(api).expose(api, include_in_schema=False, dependencies=[sets_active])
 
 
-@router.post("/ratings/train", responses={202: {"description": "Begun, as `Prefer: respond-async` asked for."}})
+@router.post("/ratings/train", responses={202: {"description": "Started, as `Prefer: respond-async` asked."}})
 def train(file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> Any:
-    """Train on a CSV of `userId`, `rating` and `movieId`; answer with a report, or at once with where it will be."""
+    """Train on a CSV of `userId`, `rating` and `movieId`; answer with the report, or at once with its address."""
     number, report = service.train(read_pairs(file.file, rated=True))
     if "respond-async" not in ",".join(prefer).lower():
         return report.result()
@@ -88,23 +88,23 @@ def train(file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> An
     return JSONResponse(show_training(number), 202, headers)
 
 
-# Numbers go as far as JSON's are exact.
+# Up to where JSON numbers are exact.
 @router.get("/trainings/{number}")
 def show_training(number: Annotated[int, Path(ge=1, le=2**53)]) -> dict[str, Any]:
-    """Tell how far a training is, then its report or what went wrong."""
+    """Tell how far a training is, then its report or its error."""
     return service.store.training(number)
 
 
 @router.get("/models")
 def show_models() -> dict[str, Any]:
-    """Tell which model is active, and list all that are kept, the oldest first, with their trainings' reports."""
+    """Tell which model is active, and list all models, the oldest first, with their reports."""
     return {"active": service.store.active(), "models": service.store.models()}
 
 
 @router.put("/models/active")
 def activate(model: Annotated[int, Body(embed=True, strict=True, ge=1, le=2**53)]) -> dict[str, Any]:
-    """Make a model serve, in all workers; answer with its report."""
-    # What keeps it from serving is told while the earlier one still does.
+    """Switch all workers to a model; answer with its report."""
+    # If it cannot serve, this fails while the earlier one still does.
     service.refresh(service.store.load(model))
     service.store.activate(model)
     return service.serving().report
@@ -112,7 +112,7 @@ def activate(model: Annotated[int, Body(embed=True, strict=True, ge=1, le=2**53)
 
 @router.put("/movies")
 def replace_catalogue(file: Upload) -> dict[str, int]:
-    """Put the movies of a CSV in the place of the catalogue; the next prediction knows them."""
+    """Replace the catalogue by the movies of a CSV; the next prediction knows them."""
     return {"movies": service.replace_catalogue(file.file)}
 
 
@@ -124,25 +124,25 @@ def similar(movie: str, count: Count = 10) -> Any:
 
 @router.get("/users/{user:path}/recommendations")
 def recommend(user: str, count: Count = 10, level: Level = FIXED.level) -> Any:
-    """List the movies that a user will rate best of those not rated yet, with intervals and reasons."""
+    """List the movies not rated yet that a user will rate best, with intervals and reasons."""
     return service.serving().recommend(user, count, level).to_dict("records")
 
 
 @router.post("/ratings")
 def rate(file: Upload) -> dict[str, int]:
-    """Add the ratings of a CSV like that of a training; the next prediction knows them."""
+    """Add the ratings of a CSV like a training's; the next prediction knows them."""
     ratings = read_pairs(file.file, rated=True)
-    # Without a model nothing is kept.
+    # Fails without a model, before anything is kept.
     service.serving()
     service.store.add(ratings)
-    # Now, lest the next prediction waits for it.
+    # Learned now, so that the next prediction does not wait.
     service.serving()
     return {"rows": len(ratings), "users": ratings["userId"].nunique()}
 
 
 @router.post("/ratings/predict")
 def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> Response:
-    """Predict the rating of each row of a CSV of `userId` and `movieId`; in detail with an interval and reasons."""
+    """Predict the rating of each row of a CSV of `userId` and `movieId`, on request with an interval and reasons."""
     pairs, model = read_pairs(file.file, rated=False), service.serving()
     answer = model.explain(pairs, level) if detail else model.predict(pairs)
     PREDICTED.inc(len(pairs))
@@ -157,7 +157,7 @@ async def live() -> dict[str, str]:
 
 @api.get("/health/ready")
 def ready() -> dict[str, Any]:
-    """Tell what model serves; 503 until there is one."""
+    """Tell which model serves; 503 until there is one."""
     try:
         return {"status": "ready", "model": service.serving().report}
     except NotTrainedError as error:
@@ -165,5 +165,5 @@ def ready() -> dict[str, Any]:
 
 
 api.include_router(router)
-# Around all of it: each answer has its request's id, also that to an error which nobody foresaw.
+# Outermost, so that every answer has its request's id, even an unforeseen error's.
 app = CorrelationIdMiddleware(api)

@@ -19,17 +19,17 @@ from challenge.settings import FIXED, ChallengeError, logger
 
 Encoded = tuple[np.typing.NDArray[np.float32], int]
 Progress = Callable[..., Any]
-# transformers imports its parts as they are used, and fails where two threads are the first to use one.
+# transformers imports its submodules lazily, which fails when two threads are first at once.
 LOADING = Lock()
-OVERVIEWS = Counter("challenge_overviews", "Overviews whose vectors were cached, or were not", ["source"])
+OVERVIEWS = Counter("challenge_overviews", "Overviews by where their vectors came from", ["source"])
 
 
 class EncoderUnavailableError(ChallengeError):
-    """The encoder's weights cannot be had."""
+    """The encoder's weights cannot be loaded."""
 
 
 class Encoder(NamedTuple):
-    """What makes the vector of a text what it is.
+    """Everything that determines the vector of a text.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Encoder(NamedTuple):
     precision : str
         ``fp32``, ``bf16``, ``fp16`` or ``int8``, see `quantize`.
     fingerprint : str
-        Digest of the files' content, of the pooling, and of the above but for the name.
+        Digest of the files, the pooling, ``max_tokens`` and ``precision``.
     """
 
     name: str
@@ -50,28 +50,28 @@ class Encoder(NamedTuple):
 
 
 def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = ()) -> Encoder:
-    """Find an encoder's files and the best precision for this machine.
+    """Fingerprint an encoder and choose its precision.
 
     Parameters
     ----------
     name : str
         Hub name or local folder.
     max_tokens : int
-        Tokens of a text that are to be read.
+        As of `Encoder`.
     precision : str
-        As of `Encoder`; ``auto`` is the fastest that the machine has natively.
+        As of `Encoder`, or ``auto`` for the fastest that this machine computes natively.
     texts : tuple of str
-        That are going to be encoded: if ``int8`` makes other vectors of the first ones, ``fp32`` is taken instead.
+        What will be encoded. If ``int8`` distorts the vectors of the first ones, ``fp32`` is chosen instead.
 
     Returns
     -------
     Encoder
-        What `encode` takes.
+        For `encode`.
 
     Raises
     ------
     EncoderUnavailableError
-        If the files cannot be had.
+        If the files cannot be found or downloaded.
     """
     precision = native_precision() if precision == "auto" else precision
     digest = sha256(f"mean|{max_tokens}|{precision}".encode())
@@ -84,21 +84,20 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
 
 
 def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress = dict) -> Encoded:
-    """Encode texts by DistilBERT: the mean of the last hidden states of a text's tokens.
+    """Encode texts by DistilBERT: the masked mean of the last hidden states.
 
     Parameters
     ----------
     texts : collection of str
-        Gaps and empty ones are allowed.
+        Gaps and empty texts are allowed.
     encoder : Encoder
         Of `choose`.
     cache : Path
-        SQLite file of the vectors known already; made when missing, in a folder that is there, set aside when damaged.
+        SQLite file of known vectors, in an existing folder; created if missing, set aside if damaged.
     most : int
-        Most vectors that it keeps; those that came first leave first.
+        Number of vectors that it keeps, first in, first out.
     progress : callable
-        Told at first and after each batch how many texts have a vector, ``done``, of how many, ``total``; by default
-        nobody is.
+        Called at the start and after each batch with ``done`` and ``total``, the numbers of texts.
 
     Returns
     -------
@@ -110,7 +109,7 @@ def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
     Raises
     ------
     EncoderUnavailableError
-        If there is something to encode and the weights cannot be had or are not those that were chosen.
+        If there is something to encode, and the weights cannot be loaded or are no longer those of ``encoder``.
 
     References
     ----------
@@ -120,20 +119,20 @@ def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
     try:
         return recall(texts, encoder, cache, most, progress)
     except sqlite3.DatabaseError as error:
-        # Its subclasses are for all else: a full disk, a lock, a wrong query.
+        # Subclasses mean something else: a full disk, a lock, a wrong query.
         if type(error) is not sqlite3.DatabaseError:
             raise
         logger.error("the cache %s is damaged (%s): it is set aside, and the overviews are encoded anew", cache, error)
-        # There is no journal beside it: SQLite takes back what it holds before it reads anything, and after an error.
-        # Another process may have done it just now.
+        # No journal is left behind: SQLite rolls back before it reads, and after an error. Another process may have
+        # moved the file first.
         with suppress(FileNotFoundError):
             cache.replace(cache.with_name(f"damaged-{cache.name}"))
         return recall(texts, encoder, cache, most, progress)
 
 
 def native_precision() -> str:
-    """Ask the machine for the fastest precision that it does not have to emulate."""
-    # Slow to import, and not needed by a server that knows all of its texts.
+    """Return the fastest precision that this machine need not emulate."""
+    # Slow to import, and not needed by a server whose texts are all cached.
     import torch
 
     if torch.cuda.is_available():
@@ -144,7 +143,7 @@ def native_precision() -> str:
 
 @contextmanager
 def folder_of(name: str) -> Iterator[Path]:
-    """Lend the encoder's files, from the disk or else from the hub; tell the operator what to do if that goes wrong."""
+    """Yield an encoder's folder, from the disk or else from the hub; errors inside the block are raised with advice."""
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     try:
@@ -153,24 +152,24 @@ def folder_of(name: str) -> Iterator[Path]:
         elif isinstance(weights := try_to_load_from_cache(name, "model.safetensors"), str):
             yield Path(weights).parent
         else:
-            # The download itself waits for a silent hub without end; ask first whether it answers.
+            # The download itself would wait forever for a hub that is silent.
             HfApi().model_info(name, timeout=5.0)
             yield Path(snapshot_download(name, allow_patterns=FIXED.encoder_files))
     except Exception as error:
         raise EncoderUnavailableError(f"the encoder '{name}' cannot be loaded: {error}; {FIXED.advice}") from error
 
 
-# Three: the next training's may be another than the model's that serves, and may be compared with fp32.
+# Three: the one that serves, the next training's if it differs, and the fp32 that int8 is compared with.
 @lru_cache(maxsize=3)
 def load(encoder: Encoder) -> tuple[Any, Any]:
-    """Return the tokenizer and the model; they stay in memory."""
+    """Load the tokenizer and the model, and keep them in memory."""
     with LOADING, folder_of(encoder.name) as folder:
         from transformers import AutoModel, AutoTokenizer, utils
 
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        # What is to learn is freed by `teaching`.
+        # `teaching` unfreezes what it trains.
         model = AutoModel.from_pretrained(folder, dtype=FIXED.dtypes[encoder.precision]).requires_grad_(False)
-        # Not before they are read, lest they change in between.
+        # Checked after reading, lest the files change in between.
         if choose(*encoder[:3]) != encoder:
             raise ValueError("it has changed since the training; train again")
         if len(tokenizer) != model.config.vocab_size:
@@ -180,7 +179,7 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
 
 
 def quantize(layer: Any) -> None:
-    """Let a layer, if it is a linear one, multiply 8-bit integers; each token has its own scale, whatever its company.
+    """Make a linear layer multiply 8-bit integers, with one scale a token, so that vectors do not depend on the batch.
 
     References
     ----------
@@ -203,7 +202,7 @@ def quantize(layer: Any) -> None:
 
 @lru_cache(maxsize=1)
 def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
-    """Return an encoder if texts, each another one, differ from their mean by it as in fp32; else its like in fp32."""
+    """Return the encoder if its centred vectors of distinct texts are those of fp32, else the same encoder in fp32."""
     encoders = encoder, choose(*encoder[:2], "fp32")
     both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
@@ -212,7 +211,7 @@ def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
 
 
 def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Any]]:
-    """Yield batches of texts of one padded length with their vectors, the longest first."""
+    """Yield the vectors of batches of texts of the same padded length, the longest first."""
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
     lengths = (-(-tokens.str.len() // FIXED.step) * FIXED.step).clip(upper=encoder.max_tokens)
@@ -224,25 +223,25 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Any]]:
 
 
 def pool(states: Any, mask: Any) -> Any:
-    """Average tokens' states of shape (texts, tokens, dimensions) over those that a mask does not hide."""
+    """Average states of shape (texts, tokens, dimensions) over the tokens that are not masked."""
     return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
 
 
 def recall(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> Encoded:
-    """Do what `encode` does but for a damaged cache; what is encoded is kept batch by batch."""
+    """Do the work of `encode`; each batch is committed to the cache at once."""
     keys = {text: sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in filter(pd.notna, texts) if text}
     with closing(sqlite3.connect(cache, timeout=60)) as file:
         file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         query = "SELECT vector FROM vectors WHERE key = ?"
         rows = ((text, row[0]) for text in keys for row in file.execute(query, [keys[text]]))
-        # Each follows its digest, as SQLite does not see what a bad disk makes of it; a damaged one is encoded anew.
+        # Each vector is stored behind its digest, as SQLite does not notice bit rot; a damaged one is encoded anew.
         vectors = {text: np.frombuffer(row[32:], "f4") for text, row in rows if sha256(row[32:]).digest() == row[:32]}
         unknown = [text for text in keys if text not in vectors]
         progress(done=len(vectors), total=len(keys))
         with tqdm(desc="overviews", unit="text", initial=len(vectors), total=len(keys)) as bar:
-            # The weights are not needed where all is known.
+            # Without unknown texts the weights are not needed.
             for batch in forward(unknown, encoder) if unknown else []:
-                # Another process may have encoded the same text meanwhile, or the one that is there is damaged.
+                # The text may be there already: encoded by another process meanwhile, or damaged.
                 added = [(keys[text], sha256(vector).digest() + vector.tobytes()) for text, vector in batch.items()]
                 with file:
                     file.executemany("INSERT INTO vectors VALUES (?1, ?2) ON CONFLICT DO UPDATE SET vector = ?2", added)

@@ -1,4 +1,4 @@
-"""What a catalogue says of its movies, as vectors."""
+"""Movie vectors from whatever columns a catalogue has."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ OVERVIEW = "vector/overview embedding"
 
 
 def tokens(cell: str) -> list[str]:
-    """Split a cell into the texts of a list, or else into words and numbers."""
+    """Split a cell into the items of its list, or else into words and numbers."""
     cell = cell.lower()
     if cell.startswith(("[", "{")):
         return [double or single for double, single in re.findall(FIXED.item, cell)] or re.findall(FIXED.word, cell)
@@ -22,8 +22,8 @@ def tokens(cell: str) -> list[str]:
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
-    """Read numbers, and dates as years and their fractions, long tails drawn in; NaN where there is neither."""
-    # Nothing longer is a number or a date, and to look would take long.
+    """Read numbers, and dates as fractional years, on a logarithmic scale (arcsinh); NaN where a cell is neither."""
+    # Longer cells are neither, and would be slow to parse.
     texts = column.where(column.str.len() <= FIXED.longest).astype(str)
     dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
     plain = pd.to_numeric(texts, errors="coerce").astype(float)
@@ -31,7 +31,7 @@ def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
-# Numbers of a column, or how often its words or list items fall into hashed buckets, as a sparse matrix.
+# A column as numbers, or as a sparse matrix of its words' or list items' counts in hashed buckets.
 COUNTER = HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets)
 READERS = {"number": as_numbers, "words": COUNTER.transform}
 Arrays = dict[str, NDArray[Any]]
@@ -40,33 +40,33 @@ Arrays = dict[str, NDArray[Any]]
 def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors from whatever columns a catalogue has.
 
-    A number (its long tail drawn in) or a date is one dimension; Gaussian bumps along it (radial basis functions,
-    Broomhead and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf
-    weights of its words or list items, but for those that one movie alone has, reduced to its main topics by a singular
-    value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced
-    likewise. Each source but the bumps is centred and its vectors' mean square norm made 1.
+    A column of numbers or dates is one dimension, on a logarithmic scale; radial basis functions along it (Broomhead
+    and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf weights of
+    those of its words or list items that more than one movie has, reduced to topics by a singular value decomposition
+    (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but
+    the radial basis functions is centred and scaled to a mean square norm of 1.
 
     Parameters
     ----------
     catalogue : DataFrame of shape (movies, columns)
         Cells as text, by movie id.
     embeddings : ndarray of shape (movies, dimensions)
-        Of the overviews; NaN where there is none.
+        Of the overviews; NaN where a movie has none.
     seed : int
         Seed of the decompositions.
 
     Returns
     -------
     fitted : dict of str to ndarray
-        By kind and name of a source, its centre above its projection, and before each row of that the place of its
-        bucket; in the order of the vectors' dimensions.
+        By ``kind/name`` of a source, in the order of the vectors' dimensions: its projected centre in the first row,
+        its projection in the others, and in the first column the bucket that each row is for.
     vectors : DataFrame of shape (movies, dimensions)
         As of `movie_vectors`.
     """
-    # Gaps alone do not tell how wide overviews' embeddings are.
+    # Without any overview the width of embeddings is unknown.
     wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
     for name, column in catalogue.items():
-        # By its distinct values, lest one word that stands for a gap makes a column of numbers one of words.
+        # Distinct values count, so that a frequent word for a gap does not turn a column of numbers into words.
         told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
         kind = "number" if told > 2 and told >= FIXED.readable * column.nunique() else "words"
         wide[f"{kind}/{name}"] = READERS[kind](column.fillna(""))
@@ -75,17 +75,17 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
 
 
 def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
-    """Learn a source's centre and projection; without a dimension where it tells no movies apart.
+    """Learn the centre and projection of a source; no dimension is left if it tells no movies apart.
 
-    Its main axes are found by numpy alone: scikit-learn's way keeps the interpreter from predictions by LU, and takes
-    three times as long by QR.
+    The randomised SVD is written in numpy: scikit-learn's holds the interpreter during its LU steps, which delays
+    predictions, and takes three times as long with QR.
 
     References
     ----------
     Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
     """
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
-    # What a single movie has says nothing of others.
+    # What only one movie has says nothing about others.
     kept = np.flatnonzero(np.ravel((known != 0).sum(axis=0)) > 1)
     weights = TfidfTransformer().fit(known).idf_[kept, None] if key.startswith("words/") else 1
     known = known[:, kept]
@@ -93,18 +93,18 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     for _ in range(FIXED.power_rounds):
         basis, _ = np.linalg.qr(known @ (weights * sample))
         sample = weights * (known.T @ basis)
-    # A number has one topic, itself but for the sign.
+    # Of a number, the only topic is the number itself, up to the sign.
     projection = weights * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
-    # Where no bucket is kept the block has no dimension.
+    # Without a kept bucket the block has no dimension.
     varied = block.std(axis=0) > FIXED.alike * np.abs(block).max(initial=0)
     axes = np.vstack([block.mean(axis=0), projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
-    # The centre is of no bucket.
+    # The centre belongs to no bucket.
     return np.column_stack([[-1, *kept], axes]).astype(np.float32)
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> pd.DataFrame:
-    """Describe movies, also such as came after the fit.
+    """Make vectors of movies, also of those that came after the fit.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     Returns
     -------
     DataFrame of shape (movies, dimensions)
-        By movie id, each dimension under the kind and name of its source; gaps as 0, the centre.
+        By movie id, each dimension under the ``kind/name`` of its source; a gap is 0, the centre.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
@@ -127,15 +127,15 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
 
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
-    """Project each source, and add the bumps along numbers."""
+    """Project each source, and add the radial basis functions along numbers."""
     blocks = {}
     for key, axes in fitted.items():
-        # Where no movie has an overview, nothing tells how wide their gaps are: one stands for all.
+        # If none of the movies has an overview, one column of NaN stands for their embeddings.
         buckets = axes[1:, 0].astype(int) if wide[key].shape[1] > 1 else np.zeros(len(axes) - 1, int)
         blocks[key] = np.nan_to_num(wide[key][:, buckets] @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
     blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
     sources = [key for key, block in blocks.items() for _ in block.T]
-    # Where a catalogue tells no movies apart, nothing is fitted.
+    # If the catalogue tells no movies apart there is no block at all.
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, sources, np.float32)

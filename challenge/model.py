@@ -1,4 +1,4 @@
-"""The rating model: it predicts the ratings of movies that nobody has rated, says how sure it is, and why."""
+"""The rating model: predicts the ratings of movies that nobody has rated, with intervals and reasons."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,44 +13,44 @@ from challenge.settings import FIXED, ChallengeError
 from challenge.tables import TableError
 from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means
 
-# What the report tells the errors of, each knowing more than the one before.
+# The predictions whose errors the report compares, each knowing more than the one before.
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")
 
 
 class NotFoundError(ChallengeError):
-    """Something of that name is not there."""
+    """There is nothing by that name or number."""
 
 
 def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) -> Floats:
-    """Multiply each pair's weights and vector, so many pairs at a time that memory stays bounded."""
+    """Return each pair's inner product of user weights and movie vector, in chunks that bound the memory."""
     chunks = np.array_split(np.arange(len(user)), 1 + len(user) // FIXED.chunk)
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
 def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats, doubts: Floats) -> dict[str, Any]:
-    """Work out all that predictions need of movies.
+    """Compute everything that predictions need to know of movies.
 
     Parameters
     ----------
     learned : dict of str to ndarray
-        With the ``projection`` of tastes, the weights of the movies' ``quality``, and its main ``axes``.
+        With the ``projection`` of tastes, the weights of ``quality``, and its principal ``axes``.
     vectors : DataFrame of shape (movies, dimensions)
         As of `movie_vectors`.
     promised, given : ndarray of shape (movies,)
-        Stars above the mean that the catalogue promises, and that the public gave, or again what is promised.
+        Stars above the mean: predicted from the catalogue, and given by the public (without ratings, as promised).
     doubts : ndarray of shape (movies,)
-        Share that promises have in what is given: 1 where nobody has rated a movie.
+        Share that ``promised`` has in ``given``: 1 where nobody has rated a movie.
 
     Returns
     -------
     dict of str to array
-        ``traits``, what trees read: the catalogue's numbers, and the places on the axes, for what columns say together;
-        ``vectors``, what users' weights are multiplied with, the last dimension being the same for all movies;
-        ``qualities``, what is given, the ``surplus`` over what is promised, and the ``doubts``; and the overview's part
-        in vectors and qualities.
+        ``traits``, which the trees read: the catalogue's numbers and the coordinates on the axes, for interactions;
+        ``vectors``, which users' weights are multiplied with, the last dimension being the same for all movies;
+        ``qualities``, what is given, its ``surplus`` over what is promised, and the ``doubts``; and the overview's
+        part in vectors and qualities.
     """
     overview = vectors * (vectors.columns == OVERVIEW)
-    # What the public gave owes the overview nothing.
+    # What the public gave does not come from the overview.
     told = np.where(doubts < 1, 0, overview @ learned["quality"][:-1])
     return {
         "traits": np.hstack([vectors.filter(regex="^number/"), vectors @ learned["axes"]]),
@@ -64,24 +64,24 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
 
 
 class RatingModel:
-    """A rating is the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
+    """Predict ratings: the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
 
-    Trees add the less, the more ratings of the movie were learned from.
+    The more ratings of a movie were learned from, the less the trees add.
 
     Parameters
     ----------
     arrays : dict of str to ndarray
-        All that was learned and what from, and what `describe` tells of movies, as arrays of numbers and text. The
-        first movies are those that ratings were learned from, the last one is any that is unknown; so is the last user.
+        What was learned, the ratings it was learned from, and what `describe` returns, as arrays of numbers and text.
+        The rated movies come first; the last movie and the last user stand for any that is unknown.
     report : dict
-        What was learned from, how well held-out movies are predicted, and the seconds of each stage.
+        Sizes of the data, errors on held-out movies, and the seconds of each stage.
 
     Attributes
     ----------
     features : dict of str to ndarray
-        What `movie_vectors` needs of `fit_sources`.
+        Those of `fit_sources`, for `movie_vectors`.
     users, movies : Index
-        Ids of the users, and of the movies that are known.
+        Ids of the known users and movies.
     """
 
     def __init__(self, arrays: Arrays, report: dict[str, Any]) -> None:
@@ -92,14 +92,14 @@ class RatingModel:
         self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
 
     def with_catalogue(self, vectors: pd.DataFrame) -> "RatingModel":
-        """Return a model that knows the movies of a catalogue, and as before those that ratings were learned from.
+        """Return a model that knows the movies of a catalogue, and still those that ratings were learned from.
 
-        Not of an updated model: ratings that were added may be of movies that have another place afterwards.
+        Not for an updated model, as the movies of its added ratings may change places.
 
         Parameters
         ----------
         vectors : DataFrame of shape (movies, dimensions)
-            Of these movies, by `movie_vectors`.
+            Of the catalogue, by `movie_vectors`.
 
         Returns
         -------
@@ -107,7 +107,7 @@ class RatingModel:
             A new one.
         """
         learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
-        # The last movie is any that is unknown; an id has no spaces around it, so none is called like that.
+        # The last movie stands for any that is unknown; no id is a space, as ids are stripped.
         others = vectors.reindex([*vectors.index.difference(rated, sort=False), " "], fill_value=0)
         movies = rated.append(others.index[:-1])
         promised = np.asarray(others.assign(level=np.float32(1)) @ learned["quality"])
@@ -122,30 +122,30 @@ class RatingModel:
         Parameters
         ----------
         pairs : DataFrame of shape (pairs, 2)
-            ``userId`` and ``movieId`` as text, fastest in categories.
+            ``userId`` and ``movieId`` as text, or faster as categories of text.
 
         Returns
         -------
         Series of shape (pairs,)
-            Ratings from 1 to 5. An unknown user counts as an average one, an unknown movie as well.
+            Ratings from 1 to 5. Unknown users and movies count as average.
         """
         return pd.Series(self._rate(pairs)[0], pairs.index)
 
     def explain(self, pairs: pd.DataFrame, level: float = FIXED.level) -> pd.DataFrame:
-        """Predict ratings, how far they may be off, and why.
+        """Predict ratings, with intervals and reasons.
 
         Parameters
         ----------
         pairs : DataFrame of shape (pairs, 2)
             As of `predict`.
         level : float
-            Share of the true ratings that shall lie in the intervals.
+            Share of the true ratings that the intervals should hold.
 
         Returns
         -------
         DataFrame of shape (pairs, 4)
-            ``rating``, ``low`` and ``high``, and ``why``: stars that add up to the rating, and the user's ratings that
-            weigh most in the taste for the movie.
+            ``rating``, ``low``, ``high``, and ``why``: contributions in stars that add up to the rating, and the user's
+            own ratings that weigh most in the taste for the movie.
 
         References
         ----------
@@ -153,7 +153,7 @@ class RatingModel:
         Lundberg et al. 2020, From local explanations to global understanding with explainable AI for trees.
         """
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
-        # What trees add for each feature; those of the movies' traits follow.
+        # What the trees add for each feature; the movies' traits, which follow, belong to the rest.
         added = self.trees.predict(features, pred_contrib=True).T[:5] * learned["doubts"][movie]
         by_taste, by_quality, activity, spread, selection = added
         reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
@@ -186,8 +186,8 @@ class RatingModel:
         Returns
         -------
         DataFrame of shape (at most count, 2)
-            ``movieId`` and ``similarity``, the correlation that users' tastes for the two movies are expected to have;
-            the most similar first.
+            ``movieId`` and ``similarity``, the expected correlation of users' tastes for the two movies; the most
+            similar first.
 
         Raises
         ------
@@ -196,7 +196,7 @@ class RatingModel:
         """
         if movie not in self.movies:
             raise NotFoundError(f"there is no movie '{movie}'")
-        # The last movie is any that is unknown, the last dimension the same for all.
+        # Leave out the last movie, which stands for unknown ones, and the last dimension, the same for all.
         vectors, others = self.arrays["vectors"][:-1, :-1], self.arrays["listed"] & (self.movies != movie)
         similarity = cosine_similarity(vectors, vectors[self.movies == movie])[others, 0]
         return pd.DataFrame({"movieId": self.movies[others], "similarity": similarity}).nlargest(count, "similarity")
@@ -207,7 +207,7 @@ class RatingModel:
         Parameters
         ----------
         user : str
-            Its id; an unknown one counts as an average one.
+            Its id; an unknown user counts as average.
         count : int
             Number of movies wanted.
         level : float
@@ -216,23 +216,23 @@ class RatingModel:
         Returns
         -------
         DataFrame of shape (at most count, 5)
-            ``movieId`` and the columns of `explain`, the best first; no row where nothing is left.
+            ``movieId`` and the columns of `explain`, the best first; empty if nothing is left.
         """
         rated = self._history(self.users.get_indexer(pd.Index([user])))["movie"]
         pairs = pd.DataFrame({"userId": user, "movieId": self.movies})[self.arrays["listed"]]
         best = pairs.loc[self.predict(pairs).drop(rated, errors="ignore").nlargest(count).index]
-        # LightGBM cannot tell what it adds to no rating at all.
+        # LightGBM refuses to explain an empty table.
         if best.empty:
             return best[["movieId"]]
         return best[["movieId"]].join(self.explain(best, level))
 
     def update(self, ratings: pd.DataFrame) -> "RatingModel":
-        """Return a model that knows more ratings; their users' tastes and habits are learned anew.
+        """Return a model that knows more ratings, with the tastes and habits of their users fitted anew.
 
         Parameters
         ----------
         ratings : DataFrame of shape (ratings, 3)
-            As of `fit_model`; the users may be new. Movies that are not known count for nothing.
+            As of `fit_model`; users may be new, unknown movies are ignored.
 
         Returns
         -------
@@ -254,26 +254,26 @@ class RatingModel:
         return new
 
     def _history(self, users: Indices) -> pd.DataFrame:
-        """Return the ratings of some users as `fit_users` reads them, the last of each pair."""
+        """Return the ratings of some users in the form of `fit_users`, the last one of each pair."""
         rows = np.flatnonzero(np.isin(self.arrays["user"], users))
         history = pd.DataFrame({name: self.arrays[name][rows] for name in ("user", "movie", "stars")})
         return history.drop_duplicates(["user", "movie"], keep="last").assign(fold=0, root=np.float32(1))
 
     def _rate(self, pairs: pd.DataFrame) -> tuple[Floats, Floats, Indices, Indices]:
-        """Return ratings, the trees' features, and the places of users and of movies; -1, the last, is unknown."""
+        """Return ratings, the trees' features, and the indices of users and movies; -1, the last, is unknown."""
         learned, user = self.arrays, self.users.get_indexer(pd.Index(pairs["userId"]))
         movie = self.movies.get_indexer(pd.Index(pairs["movieId"]))
         taste, quality = products(learned["tastes"], user, learned["vectors"], movie), learned["qualities"][movie]
         features = np.column_stack([taste, quality, learned["habits"][user], learned["traits"][movie]])
-        # What the public gave needs no correction of what was promised.
+        # The trees correct what was promised, not what the public gave.
         ratings = learned["mean"] + taste + quality + self.trees.predict(features) * learned["doubts"][movie]
         return ratings.clip(*FIXED.stars), features, user, movie
 
     def _reasons(self, user: Indices, movie: Indices) -> Iterator[Any]:
-        """Yield the stars that the user's weightiest ratings add to the taste for each movie, by the ids rated."""
+        """Yield, for each pair, the stars that the user's weightiest ratings add to the taste, by rated movie id."""
         learned, history = self.arrays, self._history(user)
         raters, movies, stars = (history[name].to_numpy() for name in ("user", "movie", "stars"))
-        # In a ridge regression's dual form a rating weighs what the regression leaves of it (Saunders et al. 1998).
+        # In the dual form of ridge regression a rating weighs as its residual (Saunders et al. 1998).
         left = stars - products(learned["tastes"], raters, learned["vectors"], movies)
         own = history.groupby("user").indices
         for one, target in zip(user, movie):
@@ -285,25 +285,25 @@ class RatingModel:
 
 
 def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[str, Floats]:
-    """Fit boosted trees, as many as predict held-out folds best by more than luck.
+    """Fit boosted trees, their number chosen by cross-validation.
 
     Parameters
     ----------
     features : ndarray of shape (rows, features)
-        Without gaps.
+        Without NaN.
     target : ndarray of shape (rows,)
-        What is predicted.
+        To predict.
     folds : ndarray of shape (rows,)
         The fold of each row's movie.
     seed : int
-        Seed of the samples of rows and features.
+        Seed of the random samples of rows and features.
 
     Returns
     -------
     str
         The trees, fitted on all rows.
     ndarray of shape (rows,)
-        Prediction of each row by trees that have not seen its fold.
+        Prediction of each row by trees fitted without its fold.
 
     References
     ----------
@@ -318,14 +318,14 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
 
 
 def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, seed: int) -> tuple[Arrays, Floats, Any]:
-    """Learn what is left of ratings, and how far they will be off even so.
+    """Fit trees to the residuals of ratings, and others to the errors that remain.
 
     Parameters
     ----------
     features : ndarray of shape (rows, features)
-        Without gaps.
+        Without NaN.
     rating, plain : ndarray of shape (rows,)
-        Ratings, and what is predicted without trees.
+        True ratings, and those predicted without trees.
     folds : ndarray of shape (rows,)
         The fold of each row's movie.
     seed : int
@@ -334,12 +334,12 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
     Returns
     -------
     learned : dict of str to ndarray
-        The ``trees`` that correct, those that predict the ``reach`` of errors, and by ``scores`` how far errors go
-        beyond it: their quantiles.
+        The ``trees`` that correct ratings, those that predict the ``reach``, the absolute error, and as ``scores`` the
+        quantiles of the ratios of errors to it (conformity scores).
     error : ndarray of shape (rows,)
-        What trees that have not seen a row's fold leave of its rating.
+        Residual of each rating by trees fitted without its fold.
     interval : dict of str to float
-        Share of the first fold's ratings in the intervals that the other folds make, and the intervals' mean width.
+        Coverage of the first fold by intervals calibrated on the others, and the mean width, in stars.
     """
     trees, correction = boost(features, rating - plain, folds, seed)
     error = rating - np.clip(plain + correction, *FIXED.stars)
@@ -357,28 +357,28 @@ def fit_model(
     """Learn from ratings of movies in the catalogue.
 
     Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
-    both, and others predict how far a rating will be off. Every term of a training row is computed without the fold of
-    its movie: so the row looks like one to predict, whose movie nobody has rated. Exceptions are the counts of users'
-    ratings, the means over all ratings, the scales of the sources and, at second hand, the qualities of the other
-    folds' movies, which are learned with this fold.
+    their sum, and others predict the error. Every term of a training row is computed without its movie's fold, so that
+    the row looks like one to predict, whose movie nobody has rated. Exceptions are users' numbers of ratings, means
+    over all ratings, the scales of the sources and, indirectly, the qualities of other folds' movies, which are learned
+    with this fold.
 
     Parameters
     ----------
     ratings : DataFrame of shape (ratings, 3)
-        ``userId`` and ``movieId`` as categories of text, ``rating``; a pair comes once.
+        ``userId`` and ``movieId`` as categories of text, and ``rating``; each pair once.
     catalogue : DataFrame of shape (movies, columns)
         Cells as text, by movie id.
     embeddings : ndarray of shape (movies, dimensions)
-        Of the overviews; NaN where there is none.
+        Of the overviews; NaN where a movie has none.
     seed : int
         Seed of the folds and of every random choice.
     enter : callable
-        Told the name of each stage as it begins: ``features``, ``taste``, ``trees``.
+        Called with the name of each stage as it begins: ``features``, ``taste``, ``trees``.
 
     Returns
     -------
     RatingModel
-        Fitted; it knows the movies of the catalogue.
+        Fitted, with the movies of the catalogue.
 
     Raises
     ------
@@ -398,7 +398,7 @@ def fit_model(
     stars, roots = rating - mean, np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
     doubts = FIXED.prior / (counts + FIXED.prior)
     personal = pd.DataFrame({"user": user, "movie": movie, "fold": movie_fold[movie], "root": np.float32(1)})
-    # The movies are the ratings of one user, the public.
+    # The public is one user, who rates each movie once.
     opinions = pd.DataFrame({"user": 0, "movie": range(len(movies)), "fold": movie_fold, "root": roots})
     taste = user_mean = shrunk_means(personal.assign(stars=stars))[1]
     public, tastes = Taste(FIXED.public_dimensions, seed), Taste(FIXED.dimensions, seed)
@@ -412,13 +412,13 @@ def fit_model(
     usual = np.square(personal["stars"]).mean()
     user_habits, held_habits = habits(personal, given - quality, usual)
     learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
-    # Those above what the public gave, as tastes read them: no later catalogue changes that.
+    # Stars above what the public gave, which no later catalogue changes.
     learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": personal["stars"].to_numpy()}
     learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
-    # The last user is any that is unknown.
+    # The last user stands for any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | {"axes": public.projection_[:-1, : FIXED.axes]}
-    # Tastes were learned from the rated movies as they look to the folds without them.
+    # Rated movies keep their out-of-fold quality: tastes were learned from it.
     learned |= describe(learned, vectors, quality, given, doubts)
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
     plain = quality[movie] + taste

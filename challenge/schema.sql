@@ -1,5 +1,5 @@
--- What all workers of a server share. A training that has a sha256 is a model: its file is there, whole and on disk.
--- No write-ahead log: to read one must be possible on a full disk, too.
+-- What all workers of a server share. A training with a sha256 is a model, whose file is complete and on disk.
+-- No write-ahead log, which cannot be read on a full disk.
 CREATE TABLE IF NOT EXISTS ratings (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     userId TEXT NOT NULL,
@@ -19,14 +19,14 @@ CREATE TABLE IF NOT EXISTS trainings (
     sha256 TEXT
 );
 
--- Which model was made to serve, the last one last.
+-- Which model was made active, in order of time.
 CREATE TABLE IF NOT EXISTS switches (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     model INTEGER NOT NULL REFERENCES trainings,
     switched TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ'))
 );
 
--- A model serves from the moment it is there.
+-- A new model is active at once.
 CREATE TRIGGER IF NOT EXISTS activate AFTER UPDATE OF sha256 ON trainings WHEN NEW.sha256 IS NOT NULL
 BEGIN
     INSERT INTO switches (model) VALUES (NEW.id);
@@ -45,18 +45,18 @@ SELECT
 CREATE VIEW IF NOT EXISTS models AS
 SELECT id, ended AS created, sha256, report FROM trainings WHERE sha256 IS NOT NULL;
 
--- Models that have served, the active one first, then the one before.
+-- Models that were active, the present one first, then the one before.
 CREATE VIEW IF NOT EXISTS candidates AS
 SELECT model FROM switches JOIN models ON models.id = model GROUP BY model ORDER BY max(switches.id) DESC;
 
 CREATE VIEW IF NOT EXISTS active AS
 SELECT model FROM candidates LIMIT 1;
 
--- Models that may be removed, each with its place among all, the newest being the first.
+-- Models that may be removed, with their place among all, the newest first.
 CREATE VIEW IF NOT EXISTS spare AS
 SELECT * FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS place FROM models) WHERE id NOT IN active;
 
--- From when and from how many on a training counts what is done, and the time of the last count.
+-- When and at how many done a training began to count, and the time of its latest count.
 CREATE TABLE IF NOT EXISTS paces (
     training INTEGER PRIMARY KEY REFERENCES trainings,
     first INTEGER NOT NULL,
@@ -74,7 +74,7 @@ BEGIN
     UPDATE paces SET latest = julianday('now') * 86400 WHERE training = NEW.id;
 END;
 
--- The pace and the seconds left are null while nothing was counted, the seconds also when all is done.
+-- The pace and the seconds left are null until something was counted, the seconds again when all is done.
 CREATE VIEW IF NOT EXISTS progress AS
 SELECT
     id,

@@ -1,4 +1,4 @@
-"""Models, trainings and added ratings on disk: each there as a whole or not at all, and the same for all workers."""
+"""Models, trainings and added ratings on disk, written atomically and shared by all workers."""
 
 import json
 import os
@@ -22,7 +22,7 @@ sqlite3.register_converter("JSON", json.loads)
 
 
 class ModelDamagedError(ChallengeError):
-    """A model's file is not what the training wrote, or what another version of this package wrote."""
+    """A model's file is damaged, or another version of this package wrote it."""
 
 
 class NotTrainedError(ChallengeError):
@@ -30,7 +30,7 @@ class NotTrainedError(ChallengeError):
 
 
 class TrainingBusyError(ChallengeError):
-    """A training is at work.
+    """A training is running.
 
     Parameters
     ----------
@@ -44,14 +44,14 @@ class TrainingBusyError(ChallengeError):
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file that takes the place of another one when all of it is on disk.
+    """Write a file that replaces another one once all of it is on disk.
 
     Parameters
     ----------
     path : Path
-        The file's place; what was there stays until then, and for good if the writing fails.
+        Of the file; what is there now stays if writing fails.
     write : callable
-        Given the file, writes to it.
+        Called with the open file.
     """
     with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, open(f"{folder}/new", "wb") as file:
         write(file)
@@ -61,19 +61,19 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a file's content, or nothing where no file can be read."""
+    """Return the sha256 of a file's content, or an empty text if it cannot be read."""
     with suppress(OSError), path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
     return ""
 
 
 class Store:
-    """The models of a folder, and what else its workers share.
+    """The models of a folder, and everything else that its workers share.
 
     Parameters
     ----------
     folder : Path
-        Made when missing.
+        Created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,56 +81,55 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as file:
             file.executescript((PACKAGE / "schema.sql").read_text(encoding="utf-8"))
-        # Whoever gets the lock tells what a dead worker left behind; on a disk that is full, or that the system now
-        # only reads, the next training does.
+        # Marks a dead worker's training as failed. On a full or read-only disk, the next training will.
         with suppress(TrainingBusyError, sqlite3.OperationalError, OSError), self.alone():
             pass
 
     def alone(self) -> AbstractContextManager[Any]:
-        """Take the lock of all workers that a training holds; the system lets go of it if the worker dies.
+        """Take the lock that a training holds among all workers; the system releases it if the worker dies.
 
         Returns
         -------
         context manager
-            Lets go of it at the end of a ``with``.
+            Releases the lock when it exits.
 
         Raises
         ------
         TrainingBusyError
-            If a training is at work.
+            If a training is running.
         """
         try:
-            # Another worker may hold it for a moment, to see whether a training is at work.
+            # Another worker may hold it for a moment, as it starts.
             alone = FileLock(self.folder / "training.lock", timeout=0.5, thread_local=False).acquire()
         except Timeout as error:
             raise TrainingBusyError(self._rows("SELECT max(id) AS last FROM trainings")[0]["last"]) from error
-        # What a dead worker was at will not be finished.
+        # Whoever has the lock knows that the worker of an unfinished training is dead.
         self._rows("UPDATE trainings SET error = 'the server was stopped' WHERE ended IS NULL")
         return alone
 
     def begin(self) -> int:
-        """Return the number of a new training."""
+        """Register a training and return its number."""
         return int(self._rows("INSERT INTO trainings DEFAULT VALUES RETURNING id")[0]["id"])
 
     def update(self, number: int, **columns: Any) -> None:
-        """Write down how far a training is.
+        """Record how far a training is.
 
         Parameters
         ----------
         number : int
-            The training's.
+            Of the training.
         **columns
-            New values; with ``error`` the training has ended.
+            New values; ``error`` ends the training.
         """
         names = ", ".join(f"{name} = ?" for name in columns)
         self._rows(f"UPDATE trainings SET {names} WHERE id = ?", *columns.values(), number)
 
     def training(self, number: int) -> dict[str, Any]:
-        """Return the state of a training, its progress, and its report or error; raise `NotFoundError` without it."""
+        """Return a training's state, progress, and report or error; raise `NotFoundError` if there is none."""
         return self._row("training", number, "SELECT * FROM progress WHERE id = ?")
 
     def state(self) -> tuple[int | None, int]:
-        """Return the number of the last switch of models, if there was one, and of the last rating that was added."""
+        """Return the number of the last switch of models, if any, and of the last added rating."""
         return tuple(self._rows("SELECT * FROM state")[0].values())
 
     def active(self) -> int | None:
@@ -142,20 +141,20 @@ class Store:
         return self._rows("SELECT * FROM models ORDER BY id")
 
     def activate(self, number: int) -> None:
-        """Make a model the active one; raise `NotFoundError` if it is not there, or no longer."""
+        """Make a model the active one; raise `NotFoundError` if it does not exist, or no longer."""
         self._row("model", number, "INSERT INTO switches (model) SELECT id FROM models WHERE id = ? RETURNING id")
 
     def save(self, model: RatingModel, number: int, keep: int) -> None:
-        """Write the model of a training, which serves from then on, and remove old ones.
+        """Write the model of a training, activate it, and remove old ones.
 
         Parameters
         ----------
         model : RatingModel
             A fitted one.
         number : int
-            The training's.
+            Of the training.
         keep : int
-            Models that stay, the newest; the active one always does.
+            Number of the newest models to keep; the active one is always kept.
         """
         replace(self.path(number), lambda file: np.savez(file, allow_pickle=False, **model.arrays))
         self.update(number, report=json.dumps(model.report), sha256=digest(self.path(number)))
@@ -163,7 +162,7 @@ class Store:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove the files of models that are not kept, also what trainings left that failed or were killed."""
+        """Remove the files of models that are not kept, and of trainings that failed or were killed."""
         kept = {f"model-{row['id']}" for row in self.models()}
         for path in [*self.folder.glob("model-*"), *self.folder.glob(".model-*")]:
             if path.name.strip(".").split(".")[0] not in kept:
@@ -187,7 +186,7 @@ class Store:
         NotFoundError
             If there is none of that number.
         ModelDamagedError
-            If its file is not there or is not what was saved, or if another version of this package saved it.
+            If its file is missing or has changed, or if another version of this package saved it.
         """
         path, saved = self.path(number), self._row("model", number, "SELECT * FROM models WHERE id = ?")
         try:
@@ -201,7 +200,7 @@ class Store:
             raise ModelDamagedError(f"model {number} ({path}) cannot be used: {error}") from error
 
     def load_active(self) -> RatingModel:
-        """Read the active model, or if it cannot be used the one that served before.
+        """Read the active model, or if it cannot be used, the one that served before.
 
         Returns
         -------
@@ -216,17 +215,17 @@ class Store:
         for row in self._rows("SELECT model FROM candidates"):
             try:
                 return self.load(row["model"])
-            # A training that ends now may have removed it.
+            # A training that ends just now may have removed it.
             except (ModelDamagedError, NotFoundError) as error:
                 logger.error("%s", error)
         raise NotTrainedError("there is no model that can be used: POST ratings to /ratings/train first")
 
     def path(self, number: int) -> Path:
-        """Return the place of a model's file."""
+        """Return the path of a model's file."""
         return self.folder / f"model-{number}.npz"
 
     def add(self, ratings: pd.DataFrame) -> None:
-        """Write ratings such that they outlive a crash right after this.
+        """Add ratings; they are on disk when this returns.
 
         Parameters
         ----------
@@ -234,29 +233,29 @@ class Store:
             ``userId``, ``rating`` and ``movieId``.
         """
         rows = ratings[["userId", "rating", "movieId"]].itertuples(index=False, name=None)
-        # Not by pandas: it says of a full disk that the execution failed.
+        # Not by pandas, whose error does not say that a disk is full.
         with closing(self._connect()) as file, file:
             file.executemany("INSERT INTO ratings (userId, rating, movieId) VALUES (?, ?, ?)", rows)
 
     def added(self, after: int = 0, last: int = 2**63 - 1) -> pd.DataFrame:
-        """Read ratings that were added.
+        """Read added ratings.
 
         Parameters
         ----------
         after, last : int
-            Number of the last rating to leave out, and of the last one to read.
+            Numbers of the last rating to leave out and of the last one to read.
 
         Returns
         -------
         DataFrame of shape (ratings, 3)
-            As they were added, the oldest first.
+            As added, the oldest first.
         """
         query = "SELECT userId, rating, movieId FROM ratings WHERE id > ? AND id <= ? ORDER BY id"
         with closing(self._connect()) as file:
             return pd.read_sql(query, file, params=(after, last), dtype={"userId": "category", "movieId": "category"})
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """Run one statement as a transaction, which is on disk afterwards."""
+        """Run one statement as a durable transaction."""
         with closing(self._connect()) as file, file:
             file.row_factory = sqlite3.Row
             return [dict(row) for row in file.execute(query, values)]

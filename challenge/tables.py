@@ -13,45 +13,45 @@ class TableError(ChallengeError):
 
 
 class CatalogueMissingError(ChallengeError):
-    """There is no catalogue that can be read where the settings say it is."""
+    """There is no readable catalogue where the settings say it is."""
 
 
 def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV and check that columns are there once each, under their usual spelling.
+    """Read a CSV as text and check its required columns.
 
     Parameters
     ----------
     source : file or path
         UTF-8 text, with or without a byte order mark.
     columns : tuple of str
-        Columns that must be there.
+        Required columns.
 
     Returns
     -------
     DataFrame
-        Columns that must be there as categories, without spaces around their cells, other columns as text; one row a
-        line, the index is the line's distance from the header.
+        Required columns as categories, stripped of surrounding spaces, under the spelling asked for; other columns as
+        text. The index is each row's line number, the header's being 0.
 
     Raises
     ------
     TableError
-        If the file is no CSV or is empty, if a line has more than the header, if a column is not there once, or if a
-        cell of it is nothing that an id may be.
+        If the file is empty or no CSV, if a line has more cells than the header, if a required column is missing or
+        there twice, or if one of its cells cannot be an id.
     """
     try:
         table: pd.DataFrame = pd.read_csv(source, **FIXED.csv)
     except ValueError as error:
         raise TableError(f"the file cannot be read as CSV in UTF-8: {str(error).strip()}") from error
-    # What has no name is an index that some program wrote.
+    # A column without a name is an index that some program wrote.
     names = table.iloc[0].dropna().str.strip().replace(FIXED.names, regex=True)
     table = table[names.index].set_axis([*names], axis=1)[1:].dropna(how="all")
     for column in columns:
         if (found := (names == column).sum()) != 1:
             raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {[*names]}"[:300])
-        # Programs write .0 behind ids where a column has gaps.
+        # Programs write the ids of a column with gaps as floats.
         places, texts = pd.factorize(table[column].fillna(""))
         table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
-        # A lone quote makes one id of many lines; a model holds all as wide as the longest, and drops a NUL at the end.
+        # A stray quote swallows many lines into one id, and numpy pads all ids to the longest and drops a trailing NUL.
         reject(~table[column].str.fullmatch(FIXED.id), "is empty, has a NUL or more than 1000 characters")
     if table.empty:
         raise TableError("the file has no rows")
@@ -59,27 +59,27 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
 
 
 def reject(wrong: "pd.Series[bool]", what: str) -> None:
-    """Raise a `TableError` that names a column's first wrong line, if there is one."""
+    """Raise a `TableError` that names the first wrong line of a column, if there is one."""
     if wrong.any():
-        # The index counts lines from 0, the header's; a reader counts from 1.
+        # People count lines from 1.
         raise TableError(f"line {wrong.index[wrong][0] + 1}, column '{wrong.name}': the cell {what}")
 
 
 def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
-    """Read users and movies, and the ratings where the table has them.
+    """Read pairs of users and movies, with or without ratings.
 
     Parameters
     ----------
     source : file or path
-        CSV with the columns ``userId`` and ``movieId`` (or ``movieID``), in any order; others are ignored.
+        CSV with the columns ``userId`` and ``movieId`` (or ``movieID``) in any order; others are ignored.
     rated : bool
-        Whether there is a column ``rating`` from 1 to 5.
+        Whether a column ``rating``, from 1 to 5, is required.
 
     Returns
     -------
     DataFrame
-        ``userId`` and ``movieId`` as categories of text, ``rating`` as float; rows in the file's order. Of rated
-        pairs that come twice the last one stays.
+        ``userId`` and ``movieId`` as categories of text, ``rating`` as float; rows in the file's order. Of repeated
+        ratings of a pair, the last one is kept.
 
     Raises
     ------
@@ -90,19 +90,19 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     table = read_csv(source, columns)[[*columns]]
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
-        # What is no number is not between them either.
+        # NaN is not between them either.
         reject(~ratings.between(*FIXED.stars), "is not a number between 1 and 5")
         table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
     return table.reset_index(drop=True)
 
 
 def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
-    """Read the movies, every column as text; cells that say that nothing is known are gaps.
+    """Read the movies, every column as text; cells like ``N/A`` become gaps.
 
     Parameters
     ----------
     source : file or path
-        CSV with the column ``movieId`` (or ``movieID``) and any others.
+        CSV with a column ``movieId`` (or ``movieID``) and any others.
 
     Returns
     -------
@@ -112,9 +112,9 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     Raises
     ------
     CatalogueMissingError
-        If there is no such file, or none that may be read.
+        If the file is missing or cannot be opened.
     TableError
-        If it cannot be used.
+        If it cannot be used; the message names the line and the column.
     """
     try:
         catalogue = read_csv(source, ("movieId",))

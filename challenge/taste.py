@@ -1,7 +1,7 @@
-"""Tastes: a Bayesian linear regression a user, all of them under one prior that is learned from all.
+"""User taste: one Bayesian linear regression per user, all under one prior that is learned from all users.
 
-Ratings are tables whose columns are ``user``, ``movie`` and ``fold``, the indices of the user, of the movie and of the
-movie's fold, ``stars``, those above what is expected, and ``root``, the square root of the rating's weight.
+Ratings are tables with the columns ``user``, ``movie`` and ``fold``, the indices of the user, the movie and the movie's
+fold, ``stars``, how far the rating is above what is expected, and ``root``, the square root of its weight.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,39 +21,39 @@ Indices = np.typing.NDArray[np.integer[Any]]
 
 
 def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-    """Map like the built-in `map`, on all processors: numpy lets go of the interpreter while it computes."""
-    # Threads of its own: those of a training would keep a prediction waiting.
+    """Like the built-in `map`, on all processors, as numpy releases the interpreter while it computes."""
+    # Its own threads: a prediction does not wait for those of a training.
     with ThreadPoolExecutor(cpu_count(), "taste") as threads:
         return list(threads.map(task, *arguments))
 
 
 def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indices, np.typing.NDArray[np.bool_]]]:
-    """Yield users of like activity together with the places of their ratings.
+    """Yield batches of users of similar activity, with the places of their ratings.
 
     Parameters
     ----------
     ratings : DataFrame
-        Whose users are wanted.
+        Of the users wanted.
     width : int
-        Numbers that are held for a rating.
+        Numbers held in memory per rating.
 
     Yields
     ------
     batch : ndarray of shape (batch,)
         Indices of the users.
     places : ndarray of shape (batch, folds, most ratings of any)
-        Places of their ratings in each fold.
+        Rows of their ratings in each fold.
     there : ndarray of shape (batch, folds, most ratings of any)
-        False where a user has no more ratings.
+        False where a user has no more ratings: padding.
     """
     user, fold = ratings["user"].to_numpy(), ratings["fold"].to_numpy()
     users, folds = user.max(initial=-1) + 1, fold.max(initial=0) + 1
-    # A row for each fold of a user; its columns are the places. To convert to it sorts in linear time.
+    # One row per fold of a user, whose columns are the places: building it sorts in linear time.
     table = csr_array((fold >= 0, (user * folds + fold, np.arange(len(user)))), (users * folds, len(user)))
     starts, counts = (own.reshape(users, folds) for own in (table.indptr[:-1], np.diff(table.indptr)))
     most = pd.Series(counts.max(axis=1)).sort_values(kind="stable")
     filled = (np.maximum(most * folds, width) * width).cumsum() // FIXED.batch
-    # Nobody in a batch has more than twice as many ratings in a fold as another: little is padded.
+    # Within a batch the largest counts differ at most by a factor of two, so there is little padding.
     for _, alike in most[most > 0].groupby([filled, np.frexp(most)[1]]):
         batch, steps = alike.index.to_numpy(), np.arange(alike.max())
         there = steps < counts[batch][..., None]
@@ -68,14 +68,14 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
     rows : ndarray of shape (ratings, dimensions)
         Predictors.
     target : ndarray of shape (ratings,)
-        What is predicted.
+        Response.
 
     Returns
     -------
     size, known : ndarray of shape (dimensions,)
-        Each weight's squared posterior mean, and how far, from 0 to 1, it is determined.
+        Each weight's squared posterior mean, and how well the data determine it, from 0 to 1.
     error : floating
-        Sum of the squares that the regression leaves of the target.
+        Sum of squared residuals.
     """
     inverse = np.linalg.inv(rows @ rows.T + np.eye(len(rows), dtype=rows.dtype))
     left = inverse @ target
@@ -83,7 +83,7 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Floats, Floats, Floats]:
-    """Fit each user's weights on all ratings, and on all but each fold, from sums that all of these fits share.
+    """Fit each user's weights on all ratings and on all but each fold, from sums that these fits share.
 
     Parameters
     ----------
@@ -92,17 +92,18 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
     ratings : DataFrame
         What is learned from.
     prior : ndarray of shape (folds + 1 or 1, dimensions, dimensions) or (dimensions, dimensions)
-        Covariance of the weights in units of the noise, where each fold is left out and where none is, or for all.
+        Covariance of the weights in units of the noise variance: for each fold left out and, last, for none, or one for
+        all.
 
     Returns
     -------
     weights : ndarray of shape (users, dimensions)
-        Posterior means; 0, the prior's, of users without ratings.
+        Posterior means; 0, the prior's mean, for users without ratings.
     held_out : ndarray of shape (ratings,)
-        Prediction of each rating from the ratings of other folds.
+        Prediction of each rating from its user's ratings in other folds.
     scatter : ndarray of shape (folds + 1, dimensions, dimensions)
-        Expected products of weights, summed over users, where each fold is left out and where none is, if stars are in
-        units of the noise.
+        Expected outer products of weights, summed over users, for each fold left out and, last, for none; if stars are
+        in units of the noise.
     """
     users, movies, stars, roots = (ratings[name].to_numpy() for name in ("user", "movie", "stars", "root"))
     weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
@@ -111,10 +112,10 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
     def fit_batch(batch: Indices, places: Indices, there: np.typing.NDArray[np.bool_]) -> Any:
         rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
         trusted, (folds, most) = rows * trust, there.shape[1:]
-        # Each fit's folds: all but one, and last all.
+        # The folds that each fit keeps: all but one, and last all.
         kept = 1 - np.eye(folds + 1, folds, dtype=np.float32)
         if folds * most < vectors.shape[1]:
-            # Few ratings: a small system for each instead (Woodbury's identity).
+            # Fewer ratings than dimensions: solve in their space (Woodbury's identity).
             some = trusted.reshape(len(batch), 1, folds * most, -1) * kept.repeat(most, axis=1)[..., None]
             image = some @ prior
             inner = np.linalg.inv(image @ some.mT + np.eye(folds * most, dtype=np.float32))
@@ -130,43 +131,43 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
 
 
 def shrunk_means(ratings: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Average each user's stars, the prior counting as `prior` ratings of 0: the regression on a constant alone.
+    """Average each user's stars, shrunk as by `prior` more ratings of 0: the regression on a constant alone.
 
     Parameters
     ----------
     ratings : DataFrame
-        What is averaged.
+        To average.
 
     Returns
     -------
     means : ndarray of shape (users,)
-        Of all of a user's ratings.
+        Over all of a user's ratings.
     held_out : ndarray of shape (ratings,)
-        For each rating, of its user's ratings of other folds.
+        For each rating, over its user's ratings in other folds.
     """
     means, held_out, _ = fit_users(np.ones((1, 1), np.float32), ratings.assign(movie=0), np.eye(1) / FIXED.prior)
     return means[:, 0], held_out
 
 
 def habits(ratings: pd.DataFrame, surplus: Floats, usual: float) -> tuple[Floats, Floats]:
-    """Tell how users rate, whatever the movie.
+    """Summarise how users rate, whatever the movie.
 
     Parameters
     ----------
     ratings : DataFrame
         Of any number of users.
     surplus : ndarray of shape (movies,)
-        Stars by which the public likes a movie better than the catalogue promises: who picks such movies will do so
-        again.
+        By how many stars the public likes a movie better than its catalogue entry predicts: who picks such movies will
+        do so again.
     usual : float
-        Mean square of the stars of all users.
+        Mean square of all users' stars.
 
     Returns
     -------
     habits : ndarray of shape (users, 3)
-        Ratings, how far they are off, and how much better than promised the movies are.
+        Number of ratings, their excess mean square, and their movies' mean surplus.
     held_out : ndarray of shape (ratings, 3)
-        For each rating, the same from its user's ratings of other folds; the first column is of all folds.
+        For each rating, the same from its user's ratings in other folds; the number is of all folds.
     """
     targets, counts = (np.square(ratings["stars"]) - usual, surplus[ratings["movie"]]), np.bincount(ratings["user"])
     users, held_out = zip(*(shrunk_means(ratings.assign(stars=stars.astype(np.float32))) for stars in targets))
@@ -174,29 +175,29 @@ def habits(ratings: pd.DataFrame, surplus: Floats, usual: float) -> tuple[Floats
 
 
 class Taste:
-    """How much more or less than the public each user likes a movie, from the movie's vector.
+    """How much more or less than the public each user likes a movie, by its vector.
 
     Parameters
     ----------
     dimensions : int
-        Main axes of the movie vectors, a constant included.
+        Principal axes of the movie vectors to use, a constant included.
     seed : int
-        Seed of the samples of users that the scales and the covariance are learned from.
+        Seed of the samples of users from whom scales and covariance are learned.
 
     Attributes
     ----------
     scales_ : ndarray of shape (dimensions + 1,)
-        Prior deviation of a user's weights, in units of the noise's deviation; the last is of a constant.
+        Prior standard deviations of a user's weights, in units of the noise's; the last is the constant's.
     noise_ : float
-        Variance of a rating that no taste explains, in squared stars.
+        Variance of ratings that no taste explains, in squared stars.
     strengths_ : Series of shape (sources,)
-        By source, the deviation in stars between movies that a user's taste for it is expected to make.
+        By source, the standard deviation over movies, in stars, that a user's taste for it is expected to have.
     projection_ : ndarray of shape (dimensions + 1, axes)
-        The axes, such that the prior of weights on them is the unit normal; along the last all movies are the same.
+        Axes on which the prior of the weights is the standard normal; along the last all movies are the same.
     weights_ : ndarray of shape (users, axes)
         Each user's posterior mean.
     held_out_ : ndarray of shape (ratings,)
-        Prediction of each rating from its user's ratings of other folds.
+        Prediction of each rating from its user's ratings in other folds.
     """
 
     def __init__(self, dimensions: int, seed: int = 0) -> None:
@@ -209,13 +210,13 @@ class Taste:
         Parameters
         ----------
         vectors : DataFrame of shape (movies, dimensions)
-            Movie vectors, each dimension under its source's name; the dimensions of one source share their scale. A
-            later fit keeps the scales.
+            Movie vectors, each dimension under its source's name; the dimensions of a source share one scale. Scales
+            are learned by the first fit and kept by later ones.
         ratings : DataFrame
-            What is learned from.
+            To learn from.
         rounds : int
-            Steps of expectation maximisation in which is learned how the weights of all users go together, for each
-            fold without its ratings.
+            Steps of expectation maximisation for the covariance of weights between axes, for each fold without its
+            ratings.
 
         Returns
         -------
@@ -227,7 +228,7 @@ class Taste:
         Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
         design = vectors.assign(level=np.float32(1)).to_numpy()
-        # First one who rated a movie of the last fold, that tells how many there are; then by chance.
+        # The first has rated a movie of the last fold, so that samples have all folds; the others are random.
         last = ratings["user"].iloc[ratings["fold"].argmax()]
         drawn = np.append(last, np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1))
         if not hasattr(self, "scales_"):
@@ -235,30 +236,30 @@ class Taste:
             self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
-        # What tells apart the movies that are rated most.
+        # Movies weigh as many times as they were rated.
         roots = np.sqrt(np.bincount(ratings["movie"], minlength=len(vectors)), dtype=np.float32)[:, None]
-        # By a triangle of at most as many rows as movies: its cost is not the cube of the dimensions.
+        # The triangular factor has no more rows than there are movies, so few movies are cheap in any dimension.
         axes = np.linalg.svd(np.linalg.qr(scaled * roots, "r"), full_matrices=False).Vh[: self.dimensions - 1].T
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
-        # In double precision: where tastes explain all that there is, single is not enough, in no round.
+        # In double precision: single is not enough where tastes explain the ratings completely.
         projected, prior = design @ projection, np.eye(len(projection.T))[None]
         some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
         for _ in range(rounds):
             _, _, total = fit_users(projected, some, prior)
             prior = (FIXED.pseudo_users * np.eye(len(prior.T)) + total) / (FIXED.pseudo_users + some["user"].nunique())
         weights, self.held_out_, _ = fit_users(projected, ratings, prior)
-        # From here on the prior's covariance is part of the axes.
+        # Fold the covariance into the axes: on them the prior is the unit normal again.
         root = np.linalg.cholesky(prior[-1])
         self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T
         return self
 
     def _learn_scales(self, design: Floats, sources: Indices, ratings: pd.DataFrame) -> None:
-        """Maximise the marginal likelihood of ratings (MacKay 1992, Bayesian interpolation, section 4)."""
+        """Maximise the marginal likelihood over scales and noise (MacKay 1992, Bayesian interpolation, section 4)."""
         some = ratings.groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
-        # No more rows than columns, however many ratings, have the same regression.
+        # The triangular factor gives the same regression with no more rows than columns.
         small = [np.linalg.qr(rows[own], "r") for own in some.groupby("user").indices.values()]
-        # What a source seems to be worth by chance alone grows like the root of the users' number.
+        # What a worthless source seems to be worth by chance grows with the root of the number of users.
         pseudo_known = FIXED.pseudo_known * len(small) ** 0.5
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):

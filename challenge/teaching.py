@@ -1,7 +1,7 @@
-"""Teach an encoder the catalogue: several tasks at once, each a small head on one shared DistilBERT.
+"""Teach an encoder the catalogue: several tasks at once, each with a small head on one shared DistilBERT.
 
-Run as ``python -m challenge.teaching CATALOGUE RATINGS FOLDER``; `CHALLENGE_ENCODER` takes the folder that it writes.
-The plan, `teaching.yaml`, says what is taught and how; `teaching.md` what to train when.
+Run ``python -m challenge.teaching CATALOGUE RATINGS FOLDER``, then set `CHALLENGE_ENCODER` to the folder. The plan,
+`teaching.yaml`, says what is taught and how; `teaching.md` says what to train when.
 """
 
 import re
@@ -28,16 +28,16 @@ from challenge.settings import FIXED, ChallengeError, logger
 from challenge.tables import read_catalogue, read_pairs
 
 PLAN = Path(__file__).with_suffix(".yaml")
-# What a cell has: the items of a list, or a value, which is all of the cell; an empty one has none.
+# The labels in a cell: the items of its list, or all of it as one value; none in an empty cell.
 ITEMS = {"multi-label": tokens, "single-label": re.compile(".+", re.DOTALL).findall}
-# YAML takes 5e-5 for a word.
+# YAML reads 5e-5 as a text.
 Options = dict[str, Annotated[StrictBool | StrictInt | float | Any, Field(union_mode="left_to_right")]]
-# Where there is no label.
+# Stands where there is no label.
 NONE = -100.0
 BINARY, CHOICE = nn.functional.binary_cross_entropy_with_logits, nn.functional.cross_entropy
 LOSSES = {"multi-label": BINARY, "single-label": CHOICE, "regression": nn.functional.mse_loss, "tokens": BINARY}
-# Average precision, over all pairs of a movie and an item, needs no threshold: it tells rankings apart also while no
-# item is likelier than not.
+# Average precision over all pairs of a movie and an item needs no threshold: it can tell rankings apart even while no
+# probability exceeds one half.
 SCORES = {
     "multi-label": lambda logits, true: average_precision_score(true, logits, average="micro"),
     "single-label": lambda logits, true: (true.argmax(1) == logits.argmax(1)).float().mean(),
@@ -51,22 +51,22 @@ class PlanError(ChallengeError):
 
 
 class Task(BaseModel, extra="forbid"):
-    """Something to learn.
+    """A task to learn.
 
     Attributes
     ----------
     name : str
-        Of its head, a word.
+        Of the task and its head, one word.
     kind : str
-        ``multi-label``: which items of a list a movie has; ``single-label``: which value; ``regression``: which number,
-        standardised; ``tokens``: which tokens of the overview belong to one of the items (distant labels: Mintz et al.
-        2009, https://aclanthology.org/P09-1113).
+        ``multi-label``: the items of a movie's list; ``single-label``: its value; ``regression``: its number,
+        standardised; ``tokens``: the tokens of its overview that belong to one of its items (distant labels, Mintz et
+        al. 2009, https://aclanthology.org/P09-1113).
     columns : list of str
-        Of the catalogue, or ``liked``, see `with_liked`. All kinds but ``tokens`` read the first alone.
+        Of the catalogue, or ``liked``, see `with_liked`. Only ``tokens`` reads more than the first.
     weight : float
         Of its loss in the sum.
     least : int
-        Movies that an item or a value must have.
+        Fewest movies with an item or a value for it to be learned.
     """
 
     name: str = Field(pattern=r"^\w+$")
@@ -86,22 +86,21 @@ class Plan(BaseModel, extra="forbid"):
     max_tokens : int
         Tokens of an overview that are read, 8 to 512.
     tasks : list of Task
-        What is learned.
+        To learn.
     masked : float
         Weight of masked-language modelling as one more task (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
     trained : dict of int to Pattern
-        By the epoch from which it counts, a regular expression that is found in the names of the parameters to train;
-        the first counts before its epoch, too.
+        By the epoch from which it holds, a regular expression found in the names of the parameters to train; the first
+        one holds before its epoch, too.
     layer_decay : float
-        Each layer learns at so much of the rate of the one above (Howard and Ruder 2018,
+        Learning rate of each layer as a fraction of that of the layer above (Howard and Ruder 2018,
         https://arxiv.org/abs/1801.06146).
     lora : dict or None
-        Options of `peft.LoraConfig`, where low-rank changes are learned (Hu et al. 2021,
-        https://arxiv.org/abs/2106.09685).
+        Options of `peft.LoraConfig`, to learn low-rank changes (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
     held_out : float
-        Share of the movies that validate.
+        Share of the movies that are held out for validation.
     patience : int
-        Epochs without a lower validation loss after which the training stops.
+        Epochs without a lower validation loss after which training stops.
     training : dict
         Options of `transformers.TrainingArguments`.
     """
@@ -119,25 +118,25 @@ class Plan(BaseModel, extra="forbid"):
 
 
 class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
-    """A sentence encoder and a linear head a task, all in one forward pass.
+    """A sentence encoder with one linear head per task, all in one forward pass.
 
     Parameters
     ----------
     encoder : PreTrainedModel
         Shared by all tasks.
     tasks : list of Task
-        What is learned.
+        To learn.
     outputs : dict of str to int
-        Numbers that each task's head gives for a text, or for each token.
+        Size of each task's output, for a text or for each token.
     hide : callable
-        Masks some of the tokens that it is given, and returns them with those to guess: `NONE` elsewhere.
+        Masks some of the given tokens, and returns them with the tokens to guess, `NONE` elsewhere.
     masked : float
-        Weight of guessing them, by a head of their own.
+        Weight of guessing the masked tokens, by a head of their own.
 
     Attributes
     ----------
     losses : list of dict of str to float
-        Each task's loss, for each batch that was learned from since the log was last written.
+        Each task's loss on each training batch since the last log.
     """
 
     def __init__(self, encoder: Any, tasks: list[Task], outputs: dict[str, int], hide: Any, masked: float) -> None:
@@ -149,58 +148,58 @@ class MultiTaskEncoder(nn.Module):  # type: ignore[misc]
         self.losses: list[dict[str, float]] = []
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: dict[str, Tensor]) -> dict[str, Any]:
-        """Give all tasks' logits and their loss.
+        """Return all tasks' logits and their loss.
 
         Parameters
         ----------
         input_ids, attention_mask : Tensor of shape (texts, tokens)
             Of the tokenizer.
         labels : dict of str to Tensor of shape (texts, tokens or 1, outputs)
-            By task; `NONE` where there is none.
+            By task; `NONE` where there is no label.
 
         Returns
         -------
         dict
-            ``logits``, by task, of the labels' shapes. ``loss``: the sum of the tasks' mean losses, each times its
-            weight; a task of weight 0 or without a label has no part in it.
+            ``logits`` by task, in the labels' shapes, and ``loss``, the weighted sum of the tasks' mean losses; a task
+            of weight 0 or without any label is left out.
         """
         guessing = self.training and self.weights["masked_loss"] > 0
-        # The collator that hides mixes devices: it can on the processor alone.
+        # transformers' masking mixes devices, so it works on the CPU only.
         seen, hidden = self.hide(input_ids.to("cpu", copy=True)) if guessing else (input_ids, input_ids)
         states = self.encoder(input_ids=seen.to(input_ids.device), attention_mask=attention_mask).last_hidden_state
         pooled = pool(states, attention_mask).unsqueeze(1)
         logits = {task.name: self.heads[task.name](states if task.kind == "tokens" else pooled) for task in self.tasks}
         losses = measure(LOSSES, "loss", [task for task in self.tasks if task.weight], logits, labels)
         if guessing:
-            # Words are guessed by their own embeddings, as in the pretraining; only while learning, so that the
-            # tasks are scored on whole texts.
+            # Words are guessed by their own embeddings, as in pretraining. Not in evaluation, where tasks are scored on
+            # unmasked texts.
             guesses = self.heads["masked"](states[hidden != NONE]) @ self.encoder.get_input_embeddings().weight.T
             losses["masked_loss"] = CHOICE(guesses, hidden[hidden != NONE].to(guesses.device))
         if self.training:
             self.losses.append({name: loss.item() for name, loss in losses.items()})
-        # Where nothing is labelled there still is a gradient to follow.
+        # Keeps the loss differentiable in a batch without labels.
         nothing = torch.zeros((), device=states.device, requires_grad=True)
         return {"loss": sum((self.weights[name] * loss for name, loss in losses.items()), nothing), "logits": logits}
 
     def scores(self, prediction: Any) -> dict[str, float]:
-        """Give each task's loss and score on the movies held out."""
+        """Return each task's loss and score on the movies held out."""
         parts = torch.utils.data.default_convert([*prediction])
         return measure(LOSSES, "loss", self.tasks, *parts) | measure(SCORES, "score", self.tasks, *parts)
 
 
 class Teacher(transformers.Trainer):  # type: ignore[misc]
-    """A trainer that logs each task's mean loss since the last time, too."""
+    """A trainer that also logs each task's mean loss since the last log."""
 
     def log(self, logs: dict[str, float], *times: float | None) -> None:
-        """Add these losses to what the trainer logs."""
+        """Add these losses to the trainer's log."""
         losses, self.model.losses = self.model.losses, []
-        # In place: the trainer reads what its own log adds to this very dictionary.
+        # In place, as the trainer goes on using this very dictionary.
         logs.update(pd.DataFrame(losses).mean())
         super().log(logs, *times)
 
 
 def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.optim.Optimizer:
-    """Make an optimiser whose rates fall from the heads down to the embeddings."""
+    """Make an optimiser whose learning rates fall from the heads down to the embeddings."""
     parts = [model.heads, *reversed(model.encoder.transformer.layer), model.encoder.embeddings]
     rates = [arguments.learning_rate * plan.layer_decay**depth for depth in range(len(parts))]
     groups = [{"params": part.parameters(), "lr": rate} for part, rate in zip(parts, rates)]
@@ -208,7 +207,7 @@ def optimizer(model: MultiTaskEncoder, plan: Plan, arguments: Any) -> torch.opti
 
 
 class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
-    """Says as each epoch begins which parameters are trained.
+    """Sets which parameters are trained as each epoch begins.
 
     Parameters
     ----------
@@ -220,33 +219,33 @@ class Unfreezing(transformers.TrainerCallback):  # type: ignore[misc]
         self.patterns = {0: patterns[min(patterns)]} | patterns
 
     def on_epoch_begin(self, arguments: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Free what the epoch's pattern finds, and freeze the rest."""
+        """Unfreeze what the epoch's pattern finds, and freeze the rest."""
         pattern = self.patterns[max(epoch for epoch in self.patterns if epoch <= round(state.epoch))]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(re.search(pattern, name) is not None)
 
-    # Also where no epoch is left to a training that goes on.
+    # Also for a resumed training that has no epoch left.
     on_train_begin = on_epoch_begin
 
 
 def measure(how: dict[str, Any], what: str, tasks: list[Task], logits: Any, labels: Any) -> dict[str, Any]:
-    """Judge the tasks by their kinds' `LOSSES` or `SCORES`, where they have labels; one without any is left out.
+    """Measure the tasks by the `LOSSES` or `SCORES` of their kinds; a task without any label is left out.
 
     Parameters
     ----------
     how : dict of str to callable
-        By kind, what is called with logits and labels.
+        By kind, a function of logits and labels.
     what : str
-        What a figure is called, behind its task's name.
+        Name of a figure, behind its task's.
     tasks : list of Task
-        What is judged.
+        To measure.
     logits, labels : dict of str to Tensor
         By task, of the same shapes.
 
     Returns
     -------
     dict
-        By ``<task>_<what>`` what was measured.
+        The figures, by ``<task>_<what>``.
     """
     figures = {}
     for task in tasks:
@@ -257,7 +256,7 @@ def measure(how: dict[str, Any], what: str, tasks: list[Task], logits: Any, labe
 
 
 def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
-    """Add whether movies are liked.
+    """Add a column that says whether movies are liked.
 
     Parameters
     ----------
@@ -269,16 +268,16 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame of shape (movies, columns + 1)
-        ``liked`` is ``True`` where a movie's ratings are on average above their users' means, else ``False``; to shrink
-        that average towards 0 would not change its sign. Empty where there is no rating.
+        ``liked`` is ``True`` where a movie's ratings are on average above their users' means, else ``False``, and empty
+        where there is no rating. Shrinking that average towards 0 would not change its sign.
     """
     away = ratings["rating"] - ratings.groupby("userId", observed=True)["rating"].transform("mean")
     return catalogue.assign(liked=(away.groupby(ratings["movieId"].astype(str)).mean() > 0).astype(str))
 
 
 def mark(items: list[str], text: str, spans: list[tuple[int, int]]) -> list[list[float]]:
-    """Mark the tokens of a text that belong to an item; special ones, which lie nowhere, have no label."""
-    # Few items are anywhere in the text; only those are worth a search for whole words.
+    """Mark the tokens of a text that belong to an item; special tokens, whose spans are empty, get no label."""
+    # Most items are nowhere in the text; a search for whole words is slower than this first check.
     names = [FIXED.named % re.escape(item) for item in items if len(item) >= FIXED.shortest and item in text.lower()]
     inside = {place for name in names for match in re.finditer(name, text) for place in range(*match.span())}
     return [[start in inside if start < end else NONE] for start, end in spans]
@@ -290,25 +289,25 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     Parameters
     ----------
     task : Task
-        What is learned.
+        To learn.
     movies : DataFrame of shape (movies, columns)
         Cells as text, ``overview`` among them.
     spans : list of list of (int, int)
-        Where each token of each movie's overview starts and ends.
+        Start and end of each token in each movie's overview.
 
     Returns
     -------
     list of Tensor of shape (tokens or 1, outputs)
-        One a movie; `NONE` where there is none.
+        One per movie; `NONE` where there is no label.
 
     Raises
     ------
     ValueError
-        If the movies say too little of it.
+        If too few movies have a label.
     """
     cells = movies.reindex(columns=task.columns, fill_value="").fillna("")
     if task.kind == "regression":
-        # Words say nothing of a number.
+        # A cell that is no number is no label.
         cells = pd.DataFrame(as_numbers(cells.iloc[:, 0]))
     there = (cells.notna() & (cells != "")).any(axis=1).to_numpy()
     if there.sum() < task.least:
@@ -320,13 +319,13 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     else:
         items = CountVectorizer(analyzer=ITEMS[task.kind], binary=True, min_df=task.least)
         read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
-        # Who has none of a list's frequent items has none of them; a rare value is not none of the frequent ones.
+        # A list without a frequent item says that the movie has none of them; a rare value says nothing.
         there = there & (read.any(axis=(1, 2)) | (task.kind == "multi-label"))
     return [torch.where(told, torch.as_tensor(label), NONE).float() for told, label in zip(torch.tensor(there), read)]
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad texts to the longest; what pads a label counts as none."""
+    """Pad texts to the longest, and labels with `NONE`."""
     parts = {key: [torch.as_tensor(row[key]) for row in rows] for key in rows[0]}
     batch = {key: nn.utils.rnn.pad_sequence(part, batch_first=True, padding_value=NONE) for key, part in parts.items()}
     ids = batch.pop("input_ids")
@@ -334,7 +333,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Plan) -> dict[str, float]:
-    """Train an encoder; a training that was interrupted goes on from the end of its last epoch.
+    """Fine-tune an encoder; an interrupted training resumes from the end of its last epoch.
 
     Parameters
     ----------
@@ -343,33 +342,33 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     ratings : DataFrame of shape (ratings, 3)
         As of `tables.read_pairs`; those to learn from, and no others.
     folder : Path
-        Where the encoder goes, beside TensorBoard's ``training/runs`` and, until it is done, ``training/checkpoint-*``.
+        For the encoder, TensorBoard's ``training/runs`` and, until it is done, ``training/checkpoint-*``.
     plan : Plan
         What is taught, and how.
 
     Returns
     -------
     dict
-        On the movies held out the loss and each task's loss and score, by the best epoch; and how many parameters were
-        trained at the end.
+        By the best epoch, the loss and each task's loss and score on the movies held out; and the number of parameters
+        trained in the last epoch.
 
     Raises
     ------
     EncoderUnavailableError
-        If the weights to start from cannot be had.
+        If the weights to start from cannot be loaded.
     PlanError
-        If the movies say too little of each task that has a weight.
+        If the movies have too few labels for any task with a weight.
     """
     arguments = transformers.TrainingArguments(str(folder / "training"), **plan.training)
     transformers.set_seed(arguments.seed)
-    # Past the cache, because predictions may need the one in memory as it is.
+    # Past the cache: predictions may be using the encoder in memory, which must not change.
     tokenizer, encoder = load.__wrapped__(choose(plan.encoder, plan.max_tokens, "fp32"))
-    # Now, because it keeps the length that it cuts to.
+    # Saved now, as it would later keep the length that it truncates to.
     tokenizer.save_pretrained(folder)
     encoder = get_peft_model(encoder, LoraConfig(**plan.lora)) if plan.lora else encoder
-    # In this order: where no movie has an overview, pandas would take the ratings' movies instead.
+    # In this order: if no movie were left, pandas would take the ratings' movies instead.
     movies = with_liked(catalogue, ratings).dropna(subset="overview")
-    # A tokenizer refuses to read nothing.
+    # Tokenizers refuse an empty list.
     texts = [*movies["overview"]] or [""]
     encoded = tokenizer(texts, truncation=True, max_length=plan.max_tokens, return_offsets_mapping=True)
     rows = pd.DataFrame({"input_ids": encoded["input_ids"]})
@@ -379,7 +378,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
         except ValueError as error:
             logger.warning("task '%s' is left out: %s", task.name, error)
     tasks = [task for task in plan.tasks if task.name in rows]
-    # Masked words alone have nothing to validate by: the first epoch would count as the best.
+    # Masked words alone give no validation loss, so the first epoch would count as the best.
     if not any(task.weight for task in tasks):
         raise PlanError(f"tasks: none with a weight can be learned from {len(movies)} movies with an overview")
     taught, held_out = train_test_split(rows.to_dict("records"), test_size=plan.held_out, random_state=arguments.seed)
@@ -389,7 +388,7 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     callbacks = [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)]
     trainer = Teacher(model, arguments, collate, taught, held_out, compute_metrics=model.scores, callbacks=callbacks)
     trainer.optimizer = optimizer(model, plan, arguments)
-    # The state is the last thing that is written of a checkpoint.
+    # The state is written last: a checkpoint that has one is complete.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
     figures = {**trainer.evaluate(), "trained_parameters": trainer.get_num_trainable_parameters()}
@@ -400,10 +399,10 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
 
 
 def read_plan(path: Path, **changes: str) -> Plan:
-    """Read a plan, a YAML, but for some changes; a `PlanError` names what is wrong."""
+    """Read a YAML plan, with some values replaced; a `PlanError` names what is wrong."""
     try:
         plan = Plan(**yaml.safe_load(path.read_text("utf-8")) | changes)
-        # The libraries judge their options.
+        # The libraries check their own options.
         transformers.TrainingArguments("", **plan.training)
         LoraConfig(**plan.lora or {})
         return plan
@@ -412,7 +411,7 @@ def read_plan(path: Path, **changes: str) -> Plan:
 
 
 def main(catalogue: Path, ratings: Path, folder: Path, plan: Path = PLAN) -> None:
-    """Teach an encoder the CSVs of a CATALOGUE and of RATINGS by a YAML plan; write it to a FOLDER."""
+    """Fine-tune an encoder on the CSVs of a CATALOGUE and of RATINGS by a YAML plan; write it to FOLDER."""
     try:
         report = teach(read_catalogue(catalogue), read_pairs(ratings, rated=True), folder, read_plan(plan))
     except (ChallengeError, OSError) as error:

@@ -23,35 +23,35 @@ from challenge.store import NotTrainedError, Store, digest, replace
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
 SECONDS = Summary("challenge_training_stage_seconds", "Seconds that a stage of a training took", ["stage"])
-# A prediction waits so many seconds for the interpreter while a training has it.
+# Seconds after which a training must give up the interpreter to a prediction.
 sys.setswitchinterval(0.0005)
 
 
 class Service:
-    """Trains, and predicts with the model that is active, which any worker may have trained.
+    """Trains, and serves the active model, whichever worker trained it.
 
     Parameters
     ----------
     settings : Settings
-        Where things are.
+        Of the operator.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._encode = partial(encode, cache=settings.models / "embeddings.sqlite", most=settings.cached_texts)
-        # On Linux the thread alone is nice, and what it starts: predictions go first.
+        # On Linux this makes only the trainer's thread, and what it starts, nice: predictions go first.
         self._trainer = ThreadPoolExecutor(1, "training", os.nice, (10,))
         self._preparing = Lock()
-        # By the last switch of models and the catalogue's time the model that serves, and the last rating it knows of.
+        # The model that serves and the last rating it knows, by the last switch of models and the catalogue's time.
         self._serving: dict[tuple[int | None, int], tuple[RatingModel, int]] = {}
 
     @cached_property
     def store(self) -> Store:
-        """What all workers share, from the first use on."""
+        """What all workers share; opened on first use."""
         return Store(self.settings.models)
 
     def train(self, ratings: pd.DataFrame) -> tuple[int, Future[dict[str, Any]]]:
-        """Start a training on ratings and the catalogue; when it is done its model serves, until then the earlier one.
+        """Start a training on ratings and the catalogue; the earlier model serves until it is done.
 
         Parameters
         ----------
@@ -61,26 +61,26 @@ class Service:
         Returns
         -------
         number : int
-            The training's, and that of its model.
+            Of the training and of its model.
         report : Future of dict
-            The training's report, or what went wrong.
+            The training's report, or its exception.
 
         Raises
         ------
         TrainingBusyError
-            If a training is at work.
+            If a training is running.
         """
         alone, number = self.store.alone(), self.store.begin()
 
         def work() -> dict[str, Any]:
-            # The thread lets go of the lock.
+            # The thread releases the lock.
             with alone:
                 try:
                     return self._train(number, ratings)
                 except BaseException as error:
-                    # Nobody may be waiting to hear of it.
+                    # Perhaps nobody waits for the result.
                     logger.exception("training %d failed", number)
-                    # Up to a gigabyte, without which a full disk may hold the reason and the next training.
+                    # Frees up to a gigabyte: a full disk then has room for the reason and the next training.
                     self.store.tidy()
                     self.store.update(number, error=str(error) or repr(error))
                     raise
@@ -94,15 +94,15 @@ class Service:
             self.store.update(number, stage=stage)
             clock[stage] = perf_counter()
 
-        # Of the catalogue before it is read, lest a later one is taken for it.
+        # Digested before it is read, lest a catalogue that replaces it meanwhile is taken for it.
         told: dict[str, Any] = {"fingerprints": {"package": VERSION, "catalogue": digest(self.settings.catalogue)}}
         catalogue, name = read_catalogue(self.settings.catalogue), self.settings.encoder
         if len(added := self.store.added()):
-            # Two tables' categories, where they differ, are text again; ids are compared faster by category.
+            # Concatenation turns differing categories into text, which is slower to compare.
             ratings = pd.concat([ratings, added]).astype({"userId": "category", "movieId": "category"})
             ratings = ratings.drop_duplicates(["userId", "movieId"], keep="last")
         if self.settings.teach:
-            # Slow to import, and seldom needed.
+            # Slow to import and seldom needed.
             from challenge.teaching import read_plan, teach
 
             enter("teaching")
@@ -112,7 +112,7 @@ class Service:
         enter("encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision, tuple(catalogue["overview"].dropna()))
         embeddings, encoded = self._encode(catalogue["overview"], encoder, progress=partial(self.store.update, number))
-        # Tastes are fitted on threads of their own; BLAS's only wait for each other at so many small systems.
+        # Tastes are fitted on threads of their own; at so many small systems BLAS's would only wait for each other.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
         told["fingerprints"]["ratings"] = sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()
@@ -126,7 +126,7 @@ class Service:
         return model.report
 
     def replace_catalogue(self, source: IO[bytes]) -> int:
-        """Put other movies in the place of the catalogue, once they are all checked and their overviews encoded.
+        """Replace the catalogue, once all of the new one is checked and its overviews are encoded.
 
         Parameters
         ----------
@@ -143,37 +143,37 @@ class Service:
         TableError
             If it cannot be used; the message names the line and the column.
         EncoderUnavailableError
-            If it has overviews that were not encoded yet, and the weights cannot be had.
+            If it has overviews to encode, and the weights cannot be loaded.
         """
         catalogue = read_catalogue(source)
         with suppress(NotTrainedError):
-            # Now, lest the next prediction waits for it, or fails without the encoder.
+            # Now, so that no prediction waits for it, or fails for lack of the encoder.
             self._encode(catalogue["overview"], Encoder(**self.store.load_active().report["encoder"]))
         source.seek(0)
         replace(self.settings.catalogue.resolve(), lambda file: file.writelines(source))
         return len(catalogue)
 
     def serving(self) -> RatingModel:
-        """Prepare to predict.
+        """Return the model to predict with.
 
         Returns
         -------
         RatingModel
-            The active one, or if it cannot be used the one that served before; it knows the catalogue as it now is, or
-            where that cannot be read as it was trained with, and the ratings that were added.
+            The active one, or if it cannot be used, the one that served before. It knows the added ratings, and the
+            catalogue as it is now, or if that cannot be read, as it was in the training.
 
         Raises
         ------
         NotTrainedError
-            If there is no model that can be used.
+            If no model can be used.
         EncoderUnavailableError
             As of `replace_catalogue`.
         """
         path = self.settings.catalogue
         with self._preparing:
             switch, last_rating = self.store.state()
-            # When it came there or was written: the time that a file bears may be older, and another one's, too. By os,
-            # because Path.exists raises where the system may not look.
+            # The change time: a file that is moved here keeps its modification time, which may be another one's. By os,
+            # as Path.exists raises where access is denied.
             origin = switch, path.stat().st_ctime_ns if os.path.exists(path) else 0
             model, known = self._serving.get(origin) or (self.refresh(self.store.load_active()), 0)
             if known != last_rating:
@@ -182,7 +182,7 @@ class Service:
             return model
 
     def refresh(self, model: RatingModel) -> RatingModel:
-        """Tell a model of the catalogue as it now is.
+        """Adapt a model to the catalogue as it is now.
 
         Parameters
         ----------
@@ -192,7 +192,7 @@ class Service:
         Returns
         -------
         RatingModel
-            One that knows the catalogue as it now is, or where that cannot be read as it was trained with.
+            One that knows the catalogue as it is now, or if that cannot be read, as it was in the training.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class Service:
         try:
             if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
                 catalogue = read_catalogue(self.settings.catalogue)
-                # The encoder that the model was trained with: the settings may have changed since.
+                # By the encoder of the training, as the settings may have changed since.
                 embeddings, _ = self._encode(catalogue["overview"], Encoder(**model.report["encoder"]))
                 model = model.with_catalogue(movie_vectors(model.features, catalogue, embeddings))
         except (CatalogueMissingError, TableError) as error:
