@@ -207,7 +207,7 @@ def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
     both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
     logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(texts), worst)
-    return encoder if worst >= FIXED.faithful else encoders[1]
+    return encoder if worst >= FIXED.least_cosine else encoders[1]
 
 
 def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Any]]:
@@ -215,7 +215,7 @@ def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Any]]:
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
     lengths = (-(-tokens.str.len() // FIXED.step) * FIXED.step).clip(upper=encoder.max_tokens)
-    numbers = tokens.groupby(lengths).cumcount() * lengths // FIXED.budget[model.device.type]
+    numbers = tokens.groupby(lengths).cumcount() * lengths // FIXED.batch_tokens[model.device.type]
     for (length, _), batch in reversed(list(tokens.groupby([lengths, numbers]))):
         padded = tokenizer.pad({"input_ids": [*batch]}, "max_length", length, return_tensors="pt").to(model.device)
         vectors = pool(model(**padded).last_hidden_state.float(), padded["attention_mask"])

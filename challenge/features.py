@@ -24,10 +24,10 @@ def tokens(cell: str) -> list[str]:
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     """Read numbers, and dates as fractional years, on a logarithmic scale (arcsinh); NaN where a cell is neither."""
     # Longer cells are neither, and would be slow to parse.
-    texts = column.where(column.str.len() <= FIXED.longest).astype(str)
+    texts = column.where(column.str.len() <= FIXED.longest_number).astype(str)
     dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
     plain = pd.to_numeric(texts, errors="coerce").astype(float)
-    numbers = plain.fillna(pd.to_numeric(texts[plain.isna()].replace(FIXED.dress, regex=True), errors="coerce"))
+    numbers = plain.fillna(pd.to_numeric(texts[plain.isna()].replace(FIXED.number_forms, regex=True), errors="coerce"))
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
@@ -97,7 +97,7 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     projection = weights * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
     # Without a kept bucket the block has no dimension.
-    varied = block.std(axis=0) > FIXED.alike * np.abs(block).max(initial=0)
+    varied = block.std(axis=0) > FIXED.rounding * np.abs(block).max(initial=0)
     axes = np.vstack([block.mean(axis=0), projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
     # The centre belongs to no bucket.
     return np.column_stack([[-1, *kept], axes]).astype(np.float32)

@@ -23,7 +23,7 @@ class NotFoundError(ChallengeError):
 
 def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) -> Floats:
     """Return each pair's inner product of user weights and movie vector, in chunks that bound the memory."""
-    chunks = np.array_split(np.arange(len(user)), 1 + len(user) // FIXED.chunk)
+    chunks = np.array_split(np.arange(len(user)), 1 + len(user) // FIXED.pairs_in_memory)
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
@@ -89,7 +89,7 @@ class RatingModel:
         self.report = report
         self.features = {key: array for key, array in arrays.items() if "/" in key}
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
-        self.trees, self.reach = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "reach"))
+        self.trees, self.spread = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "spread"))
 
     def with_catalogue(self, vectors: pd.DataFrame) -> "RatingModel":
         """Return a model that knows the movies of a catalogue, and still those that ratings were learned from.
@@ -155,22 +155,22 @@ class RatingModel:
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
         # What the trees add for each feature; the movies' traits, which follow, belong to the rest.
         added = self.trees.predict(features, pred_contrib=True).T[:5] * learned["doubts"][movie]
-        by_taste, by_quality, activity, spread, selection = added
-        reach = np.quantile(learned["scores"], level) * np.maximum(self.reach.predict(features), FIXED.least_reach)
+        by_taste, by_quality, activity, deviation, selection = added
+        margin = np.quantile(learned["scores"], level) * np.maximum(self.spread.predict(features), FIXED.least_spread)
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
         quality = learned["overview_qualities"][movie]
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
         why = pd.DataFrame(
             {
                 "baseline": float(learned["mean"]),
-                "user": habit + activity + spread + selection,
+                "user": habit + activity + deviation + selection,
                 "quality": features[:, 1] - quality + by_quality,
                 "taste": features[:, 0] - habit - overview + by_taste,
                 "overview": quality + overview,
             }
         )
         told = why.assign(rest=rating - why.sum(axis=1), because=[*self._reasons(user, movie)]).to_dict("records")
-        low, high = np.clip([rating - reach, rating + reach], *FIXED.stars)
+        low, high = np.clip([rating - margin, rating + margin], *FIXED.stars)
         return pd.DataFrame({"rating": rating, "low": low, "high": high, "why": told}, pairs.index)
 
     def similar(self, movie: str, count: int) -> pd.DataFrame:
@@ -309,10 +309,10 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     ----------
     Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
     """
-    settings = FIXED.trees | {"seed": seed, "early_stopping_min_delta": FIXED.luck * target.var() / len(target)}
+    settings = FIXED.trees | {"seed": seed, "early_stopping_min_delta": FIXED.least_gain * target.var() / len(target)}
     data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
-    trial = lgb.cv(settings | FIXED.search, data, folds=splits, return_cvbooster=True)["cvbooster"]
+    trial = lgb.cv(settings | FIXED.tree_search, data, folds=splits, return_cvbooster=True)["cvbooster"]
     parts = [pd.Series(booster.predict(features[rows]), rows) for booster, (_, rows) in zip(trial.boosters, splits)]
     return lgb.train(settings, data, trial.best_iteration).model_to_string(), pd.concat(parts).sort_index().to_numpy()
 
@@ -334,7 +334,7 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
     Returns
     -------
     learned : dict of str to ndarray
-        The ``trees`` that correct ratings, those that predict the ``reach``, the absolute error, and as ``scores`` the
+        The ``trees`` that correct ratings, those that predict the ``spread``, the absolute error, and as ``scores`` the
         quantiles of the ratios of errors to it (conformity scores).
     error : ndarray of shape (rows,)
         Residual of each rating by trees fitted without its fold.
@@ -343,12 +343,12 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
     """
     trees, correction = boost(features, rating - plain, folds, seed)
     error = rating - np.clip(plain + correction, *FIXED.stars)
-    reach_trees, reach = boost(features, np.abs(error), folds, seed)
-    scores = np.abs(error) / np.maximum(reach, FIXED.least_reach)
+    spread_trees, spread = boost(features, np.abs(error), folds, seed)
+    scores = np.abs(error) / np.maximum(spread, FIXED.least_spread)
     limit = np.quantile(scores[folds > 0], FIXED.level)
-    interval = {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * reach.mean())}
+    interval = {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * spread.mean())}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
-    return {"trees": np.array(trees), "reach": np.array(reach_trees), "scores": quantiles}, error, interval
+    return {"trees": np.array(trees), "spread": np.array(spread_trees), "scores": quantiles}, error, interval
 
 
 def fit_model(
@@ -417,10 +417,10 @@ def fit_model(
     learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
     # The last user stands for any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
-    learned |= features | {"axes": public.projection_[:-1, : FIXED.axes]}
+    learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes]}
     # Rated movies keep their out-of-fold quality: tastes were learned from it.
     learned |= describe(learned, vectors, quality, given, doubts)
-    some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.corrected])
+    some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.tree_rows])
     plain = quality[movie] + taste
     rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], learned["traits"][movie[some]]])
     corrections, error, interval = correct(rows, rating[some], mean + plain[some], movie_fold[movie[some]], seed)

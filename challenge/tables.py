@@ -125,4 +125,4 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     if len(doubled := catalogue.columns[catalogue.columns.duplicated()]):
         raise TableError(f"the catalogue: line 1: two columns are '{doubled[0]}'")
     catalogue = catalogue.assign(overview=catalogue.get("overview")).drop_duplicates("movieId", keep="last")
-    return catalogue.astype({"movieId": str}).set_index("movieId").mask(lambda cells: cells.isin(FIXED.gaps))
+    return catalogue.astype({"movieId": str}).set_index("movieId").mask(lambda cells: cells.isin(FIXED.missing))

@@ -52,7 +52,7 @@ def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indice
     table = csr_array((fold >= 0, (user * folds + fold, np.arange(len(user)))), (users * folds, len(user)))
     starts, counts = (own.reshape(users, folds) for own in (table.indptr[:-1], np.diff(table.indptr)))
     most = pd.Series(counts.max(axis=1)).sort_values(kind="stable")
-    filled = (np.maximum(most * folds, width) * width).cumsum() // FIXED.batch
+    filled = (np.maximum(most * folds, width) * width).cumsum() // FIXED.numbers_in_memory
     # Within a batch the largest counts differ at most by a factor of two, so there is little padding.
     for _, alike in most[most > 0].groupby([filled, np.frexp(most)[1]]):
         batch, steps = alike.index.to_numpy(), np.arange(alike.max())
@@ -232,7 +232,7 @@ class Taste:
         last = ratings["user"].iloc[ratings["fold"].argmax()]
         drawn = np.append(last, np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1))
         if not hasattr(self, "scales_"):
-            some = ratings[ratings["user"].isin(drawn[: FIXED.learners])]
+            some = ratings[ratings["user"].isin(drawn[: FIXED.scale_users])]
             self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
@@ -255,7 +255,7 @@ class Taste:
 
     def _learn_scales(self, design: Floats, sources: Indices, ratings: pd.DataFrame) -> None:
         """Maximise the marginal likelihood over scales and noise (MacKay 1992, Bayesian interpolation, section 4)."""
-        some = ratings.groupby("user").head(FIXED.learner_ratings // ratings["user"].nunique())
+        some = ratings.groupby("user").head(FIXED.scale_ratings // ratings["user"].nunique())
         rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
         # The triangular factor gives the same regression with no more rows than columns.
         small = [np.linalg.qr(rows[own], "r") for own in some.groupby("user").indices.values()]

@@ -32,7 +32,7 @@ MINI = choose(str(ENCODER), 512, "fp32")
 DIES = """
 import os, sys, pathlib
 from challenge import encoder
-encoder.FIXED.budget["cpu"] = 1
+encoder.FIXED.batch_tokens["cpu"] = 1
 def progress(done, total):
     if done == total // 2:
         os.kill(os.getpid(), 9)
@@ -73,7 +73,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each text a batch of its own, so that its progress is told."""
-    monkeypatch.setitem(FIXED.budget, "cpu", 1)
+    monkeypatch.setitem(FIXED.batch_tokens, "cpu", 1)
 
 
 def vectors_of(texts: list[str], cache: Path, encoder: Encoder = MINI, limit: int = 1000) -> NDArray[np.float32]:
@@ -107,7 +107,7 @@ def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, p
     alone = [vectors_of([text], cache, encoder)[0] for text in TEXTS]
     for number in range(20):
         random = np.random.default_rng(number)
-        monkeypatch.setitem(FIXED.budget, "cpu", int(random.integers(10, 1000)))
+        monkeypatch.setitem(FIXED.batch_tokens, "cpu", int(random.integers(10, 1000)))
         company = ["sea " * int(length) for length in random.integers(1, 300, size=5)]
         vectors = vectors_of([*TEXTS, *company, TEXTS[0]], cache.with_name(str(number)), encoder)
         np.testing.assert_allclose(vectors[: len(TEXTS)], alone, atol=1e-5)
@@ -167,7 +167,7 @@ def test_only_integers_prove_themselves(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_few_texts_to_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts that come again count once, in whatever batches; one alone proves nothing."""
-    monkeypatch.setitem(FIXED.budget, "cpu", 16)
+    monkeypatch.setitem(FIXED.batch_tokens, "cpu", 16)
     assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:6] * 9)).precision == "int8"
     assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:1] * 9)).precision == "fp32"
 

@@ -73,7 +73,7 @@ def test_report(model: RatingModel) -> None:
 def test_many_pairs_at_a_time(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs are predicted alike in whatever portions."""
     whole = model.predict(PAIRS)
-    monkeypatch.setattr(FIXED, "chunk", 7)
+    monkeypatch.setattr(FIXED, "pairs_in_memory", 7)
     np.testing.assert_allclose(model.predict(PAIRS), whole, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from challenge.settings import VERSION
 from challenge.store import ModelDamagedError, NotTrainedError, Store, TrainingBusyError, replace
 
 TREES = boost(np.arange(200.0)[:, None], np.arange(200.0), np.arange(200) % 5, 0)[0]
-ARRAYS = {"trees": np.array(TREES), "reach": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
+ARRAYS = {"trees": np.array(TREES), "spread": np.array(TREES), "users": np.array(["1"]), "movies": np.array(["2"])}
 MODEL = RatingModel(ARRAYS, {"fingerprints": {"package": VERSION}})
 
 

@@ -33,13 +33,13 @@ def test_batches() -> None:
 
 def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch holds no more numbers than it may, and its users have rated about as much: little is padded."""
-    monkeypatch.setattr(FIXED, "batch", 20_000)
+    monkeypatch.setattr(FIXED, "numbers_in_memory", 20_000)
     user = np.minimum(RANDOM.geometric(0.01, 3_000), 500)
     ratings = pd.DataFrame({"user": user, "fold": RANDOM.integers(0, 3, len(user))})
     for batch, places, there in batches(ratings, 10):
         most = there.sum(axis=2).max(axis=1)
-        assert most.max() < 2 * most.min() and len(batch) * 10**2 <= FIXED.batch
-        assert places.size * 10 <= 2 * FIXED.batch
+        assert most.max() < 2 * most.min() and len(batch) * 10**2 <= FIXED.numbers_in_memory
+        assert places.size * 10 <= 2 * FIXED.numbers_in_memory
     assert len(list(batches(ratings, 1_000))) >= 300
 
 
