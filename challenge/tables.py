@@ -47,7 +47,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     table = table[names.index].set_axis([*names], axis=1)[1:].dropna(how="all")
     for column in columns:
         if (found := (names == column).sum()) != 1:
-            raise TableError(f"line 1: column '{column}' is there {found} times, not once, among {[*names]}"[:300])
+            raise TableError(f"line 1: expected one column '{column}', found {found} in {[*names]}"[:300])
         # Programs write the ids of a column with gaps as floats.
         places, texts = pd.factorize(table[column].fillna(""))
         table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
@@ -123,6 +123,6 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     except TableError as error:
         raise TableError(f"the catalogue: {error}") from error
     if len(doubled := catalogue.columns[catalogue.columns.duplicated()]):
-        raise TableError(f"the catalogue: line 1: two columns are '{doubled[0]}'")
+        raise TableError(f"the catalogue: line 1: two columns are called '{doubled[0]}'")
     catalogue = catalogue.assign(overview=catalogue.get("overview")).drop_duplicates("movieId", keep="last")
     return catalogue.astype({"movieId": str}).set_index("movieId").mask(lambda cells: cells.isin(FIXED.missing))

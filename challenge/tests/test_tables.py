@@ -182,7 +182,7 @@ def test_two_overviews(tmp_path: Path) -> None:
     """A catalogue with two columns of one name is refused by the name."""
     path = tmp_path / "movies.csv"
     path.write_text("movieId,Overview,overview\n7,One.,Another.\n", encoding="utf-8")
-    with pytest.raises(TableError, match="two columns are 'overview'"):
+    with pytest.raises(TableError, match="two columns are called 'overview'"):
         read_catalogue(path)
 
 
