@@ -1,4 +1,4 @@
-"""A real server in a folder of its own, real curl to speak to it, and the demo data."""
+"""A real server in its own folder, real curl to talk to it, and the demo data."""
 
 import json
 import os
@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 DEMO = PROJECT / "challenge" / "demo"
 ENCODER = PROJECT / "challenge" / "assets" / "mini-distilbert"
 PROBLEM = "application/problem+json"
-# Nothing of the caller's settings.
+# The caller's settings must not reach the tests.
 for name in [name for name in os.environ if name.startswith(("CHALLENGE_", "WEB_CONCURRENCY"))]:
     del os.environ[name]
 
@@ -39,14 +39,14 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
     def refused(self, status: int) -> str:
-        """Check that this is a problem document of that status and give its detail."""
+        """Check that this is a problem document of that status and return its detail."""
         assert (self.status, self.kind) == (status, PROBLEM), self.body
         assert self.json["status"] == status and self.json["title"]
         return str(self.json["detail"])
 
 
 class Upload:
-    """A request by curl that is under way."""
+    """A request under way, sent by curl."""
 
     def __init__(self, url: str, *options: str, data: bytes = b"") -> None:
         written = "\n%{http_code}\n%{content_type}\n%{header_json}"
@@ -59,7 +59,7 @@ class Upload:
             )
 
     def running(self) -> bool:
-        """Tell whether there is no answer yet."""
+        """Return whether the answer is still to come."""
         return self.process.poll() is None
 
     def answer(self) -> Answer:
@@ -72,12 +72,12 @@ class Upload:
 
 
 class Server:
-    """A uvicorn in a process of its own; `folder` is where it runs and keeps its models."""
+    """A uvicorn in its own process; `folder` is where it runs and keeps its models."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        # One thread: on a busy machine several would wait for one another most of the time.
+        # One thread: on a busy machine, several would mostly wait for one another.
         own = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder)}
         self.env = kept | own | settings
         with socket.socket() as probe:
@@ -86,7 +86,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it accepts connections."""
         command = [sys.executable, "-m", "uvicorn", "challenge:app", "--port", self.port]
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
@@ -98,7 +98,7 @@ class Server:
                 time.sleep(0.1)
 
     def stop(self) -> None:
-        """Stop it, by force if it does not listen."""
+        """Stop it, by force if it takes too long."""
         if self.process:
             self.process.terminate()
             try:
@@ -108,15 +108,15 @@ class Server:
                 self.process.wait()
 
     def get(self, path: str, *options: str) -> Answer:
-        """GET a path, or whatever the options say."""
+        """GET a path, unless the options say otherwise, and wait for the answer."""
         return self.request(path, *options).answer()
 
     def request(self, path: str, *options: str, data: bytes = b"") -> Upload:
-        """Send a request, and do not wait for the answer."""
+        """Send a request without waiting for the answer."""
         return Upload(f"http://127.0.0.1:{self.port}{path}", *options, data=data)
 
     def post(self, verb: str, table: bytes | str | Path) -> Upload:
-        """POST a CSV to `/ratings/<verb>`, and do not wait for the answer."""
+        """POST a CSV to `/ratings/<verb>` without waiting for the answer."""
         data = table.read_bytes() if isinstance(table, Path) else table.encode() if isinstance(table, str) else table
         return self.request(f"/ratings/{verb}", "-F", "file=@-;filename=table.csv", data=data)
 
@@ -134,7 +134,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start servers, each in an empty folder but for a copy of the catalogue and of the models, if they are given."""
+    """Start servers, each in an empty folder but for copies of the catalogue and the models, if given."""
     with ExitStack() as stack:
 
         def run(catalogue: Path | None = None, models: Path | None = None, **settings: str) -> Server:
@@ -152,12 +152,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def ratings() -> pd.DataFrame:
-    """Read the demo's ratings, cells as text."""
+    """Read the demo's ratings, all cells as text."""
     return pd.read_csv(DEMO / "df_train.csv", dtype=str)
 
 
 def error(answer: Answer, folder: Path) -> float:
-    """Give the mean squared error of the answer for a folder's test rows."""
+    """Return the mean squared error of an answer to a folder's test rows."""
     assert answer.status == 200, answer.body
     truth = pd.read_csv(folder / "df_test_ratings.csv")["rating"]
     assert list(answer.json) == [str(row) for row in range(len(truth))]

@@ -26,7 +26,7 @@ TRAIN, TEST = DEMO / "df_train.csv", DEMO / "df_test.csv"
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Answer]:
-    """Keep the answer of the first training, and what readiness says after it."""
+    """Hold the answer to the first training, and what readiness says after it."""
     return {}
 
 
@@ -42,7 +42,7 @@ def server(start: Start, report: dict[str, Answer]) -> Server:
 
 @pytest.fixture(scope="module")
 def expected(server: Server) -> str:
-    """Give what the trained server predicts for the demo's test rows."""
+    """Return what the trained server predicts for the demo's test rows."""
     answer = server.predict(TEST)
     assert answer.status == 200, answer.body
     return answer.body
@@ -56,7 +56,7 @@ def untrained(start: Start) -> Server:
 
 @pytest.fixture(scope="module")
 def wordless(start: Start) -> Server:
-    """Start a server that has a catalogue and cannot have the default encoder."""
+    """Start a server that has a catalogue but cannot load the default encoder."""
     return start(DEMO / "df_movies.csv")
 
 
@@ -70,7 +70,7 @@ def real(start: Start) -> Server:
 
 @pytest.fixture(scope="module")
 def real_training(real: Server) -> Iterator[Upload]:
-    """Train on the real ratings, and do not wait for the answer."""
+    """Start a training on the real ratings without waiting for the answer."""
     upload = real.post("train", REAL / "df_train.csv")
     yield upload
     real.stop()
@@ -79,18 +79,18 @@ def real_training(real: Server) -> Iterator[Upload]:
 
 @pytest.fixture(scope="module", autouse=True)
 def ahead(request: pytest.FixtureRequest) -> None:
-    """Let the longest training run beside the other tests, if it is wanted at all."""
+    """Run the longest training beside the other tests, if its test is selected."""
     wanted = any(item.name == test_real_ratings.__name__ for item in request.session.items)
     if wanted and REAL.is_dir():
         request.getfixturevalue("real_training")
 
 
 def test_report(server: Server, report: dict[str, Answer]) -> None:
-    """Training tells what it learned from, how well and how long; ready shows the same."""
+    """A training reports its data, encoder, errors and seconds; readiness shows the same report."""
     told = report["answer"].json
     assert (told["rows"], told["users"], told["movies"]) == (15_873, 300, 320)
     assert told["encoder"] == choose(str(ENCODER), 512, "auto")._asdict()
-    # Six of the 400 movies have none.
+    # Six of the 400 movies have no overview.
     assert told["overviews encoded"] == 394
     errors = told["cross-validated mse"]
     assert 0 < errors["model"] < errors["user mean"] < errors["global mean"] < 2
@@ -100,7 +100,7 @@ def test_report(server: Server, report: dict[str, Answer]) -> None:
 
 
 def test_predictions_beat_the_mean(server: Server, ratings: pd.DataFrame) -> None:
-    """The predictions lie on the scale and are much better than each user's mean."""
+    """Predictions lie on the scale and are much better than each user's mean."""
     answer = server.predict(TEST)
     assert answer.kind == "application/json"
     assert 1 <= min(answer.json.values()) < max(answer.json.values()) <= 5
@@ -111,11 +111,11 @@ def test_predictions_beat_the_mean(server: Server, ratings: pd.DataFrame) -> Non
 
 
 def test_health_and_pages(server: Server) -> None:
-    """The pages and the checks of health answer; an unknown path is a problem."""
+    """Liveness and the docs page answer; an unknown path or method is a problem document."""
     assert server.get("/health/live").json == {"status": "live"}
     docs = server.get("/docs")
     assert (docs.status, docs.kind.split(";")[0]) == (200, "text/html")
-    # What it needs is the server's own.
+    # The server itself has the page's scripts and styles.
     needed = re.findall(r'"([^"]*\.(?:js|css))"', docs.body)
     assert [server.get(path).status for path in needed] == [200, 200]
     server.get("/nowhere").refused(404)
@@ -123,7 +123,7 @@ def test_health_and_pages(server: Server) -> None:
 
 
 def test_description(server: Server) -> None:
-    """The OpenAPI document has the requests of the README, the key, the version and the answer to come."""
+    """The OpenAPI document has the README's requests, the key, the version and the asynchronous answer."""
     described = server.get("/openapi.json").json
     table = re.findall(r"^\| `([A-Z]+) ([^`?]+)", (PROJECT / "README.md").read_text("utf-8"), re.MULTILINE)
     promised = {(verb.lower(), re.sub("{.+?}", "{}", path)) for verb, path in table}
@@ -136,7 +136,7 @@ def test_description(server: Server) -> None:
 
 @pytest.mark.parametrize(("what", "rated", "table", "parts"), BAD, ids=BAD_IDS)
 def test_bad_tables(server: Server, what: str, rated: bool, table: bytes, parts: list[str]) -> None:
-    """A table that cannot be used is answered with its line and column."""
+    """An unusable table is refused; the error says what is wrong, with line and column where it can."""
     detail = (server.train if rated else server.predict)(table).refused(422)
     assert [part for part in parts if part not in detail] == [], (what, detail)
 
@@ -148,19 +148,19 @@ def test_bad_tables(server: Server, what: str, rated: bool, table: bytes, parts:
     ids=["no body", "another field", "a text field", "a plain form", "JSON"],
 )
 def test_bad_forms(server: Server, verb: str, options: list[str]) -> None:
-    """A wrong or missing form field is named."""
+    """A wrong or missing form field is refused by name."""
     assert server.request(f"/ratings/{verb}", *options, data=b"userId").answer().refused(422).startswith("body file: ")
 
 
 @pytest.mark.parametrize("form", GOOD)
 def test_forms(server: Server, form: str) -> None:
-    """All ordinary forms of a CSV get the same predictions."""
+    """All common forms of a CSV get the same predictions."""
     answer = server.predict(GOOD[form])
     assert (answer.status, answer.body) == (200, server.predict(GOOD["plain"]).body)
 
 
 def test_unknown_users_and_movies(server: Server, ratings: pd.DataFrame) -> None:
-    """An unknown user gets the movie's answer, an unknown movie an average one's."""
+    """An unknown user gets what the public thinks of the movie; an unknown movie counts as average."""
     means = ratings["rating"].astype(float).groupby(ratings["userId"]).mean()
     low, high = str(means.idxmin()), str(means.idxmax())
     first, second = pd.read_csv(TEST, dtype=str)["movieId"].unique()[:2]
@@ -177,7 +177,7 @@ def test_unknown_users_and_movies(server: Server, ratings: pd.DataFrame) -> None
 
 
 def test_detail(server: Server, expected: str) -> None:
-    """In detail each rating comes with an interval, wider for a higher level, and reasons that add up to it."""
+    """With detail, ratings have 90 % intervals, narrower at a lower level, and reasons that add up to them."""
     answers = [server.post(f"predict?detail=true{level}", TEST).answer() for level in ("", "&level=0.5")]
     usual, narrow = (pd.DataFrame(answer.json).T for answer in answers)
     plain = pd.Series(json.loads(expected))
@@ -192,13 +192,13 @@ def test_detail(server: Server, expected: str) -> None:
 
 @pytest.mark.parametrize("query", ["level=1", "level=0", "level=nan", "level=high", "detail=perhaps"])
 def test_bad_queries(server: Server, query: str) -> None:
-    """A query that makes no sense is refused by its name."""
+    """A nonsensical query is refused, and the error names the parameter."""
     detail = server.post(f"predict?{query}", TEST).answer().refused(422)
     assert detail.startswith(f"query {query.split('=')[0]}: Input ")
 
 
 def test_ratings_added(server: Server, expected: str, ratings: pd.DataFrame) -> None:
-    """Ratings that are added count at once, after a kill right behind the answer, and in a later training."""
+    """Added ratings survive a kill right after the answer, count without a training, and enter the next one."""
     own = ratings[ratings["userId"] == ratings["userId"].iloc[0]]
     pairs = pd.read_csv(TEST, dtype=str).assign(userId="newcomer").drop_duplicates("movieId").to_csv(index=False)
     stranger = server.predict(pairs).json
@@ -224,7 +224,7 @@ def test_ratings_added(server: Server, expected: str, ratings: pd.DataFrame) -> 
 
 
 def test_movie_added_after_training(server: Server, expected: str) -> None:
-    """A movie that comes into the catalogue is predicted by what is said of it, without a training."""
+    """A movie added to the catalogue is predicted by its entry there, without a training."""
     rows = "userId,movieId\nnew,late\nnew,none\n"
     absent, none = server.predict(rows).json.values()
     path = server.folder / "df_movies.csv"
@@ -242,7 +242,7 @@ def test_movie_added_after_training(server: Server, expected: str) -> None:
 
 
 def test_failed_training_changes_nothing(server: Server, expected: str) -> None:
-    """After trainings that fail early and late the earlier model serves, also after a restart."""
+    """After trainings that were refused or failed, the earlier model serves, also after a restart."""
     server.train("userId,movieId,rating\n1,8,6\n").refused(422)
     server.train("userId,movieId,rating\n1,none,3\n2,none,4\n").refused(422)
     catalogue = server.folder / "df_movies.csv"
@@ -259,7 +259,7 @@ def test_failed_training_changes_nothing(server: Server, expected: str) -> None:
 
 
 def test_same_ratings_same_model(server: Server, ratings: pd.DataFrame, expected: str) -> None:
-    """Other ratings give another model; the first ones, in another form and with corrections, the first again."""
+    """Other ratings give another model; the first ones, reformatted and with overridden duplicates, the same one."""
     assert server.train(ratings.head(8_000).to_csv(index=False)).status == 200
     assert server.predict(TEST).body != expected
     wrong = ratings.head(50).assign(rating="1")
@@ -273,7 +273,7 @@ def test_same_ratings_same_model(server: Server, ratings: pd.DataFrame, expected
 
 
 def test_answers_during_training(server: Server, expected: str) -> None:
-    """While it trains the server lives and predicts by the earlier model, and refuses a second training."""
+    """While a training runs, the server is live, predicts as before and refuses a second training."""
     uploads = [server.post("train", TRAIN), server.post("train", TRAIN)]
     lives, predictions = [], set()
     while all(upload.running() for upload in uploads):
@@ -294,7 +294,7 @@ BEARER = ("-H", f"Authorization: Bearer {KEY}")
 
 @pytest.fixture(scope="module")
 def pair(start: Start, server: Server) -> Server:
-    """Start two workers with a key, narrow limits and a proxy's path on a copy of the trained server's models."""
+    """Start two workers on a copy of the trained models, with a key, a small upload limit and a proxy's path."""
     limits = {"CHALLENGE_MAX_UPLOAD": "300kB", "CHALLENGE_API_KEY": KEY, "CHALLENGE_LOG": "json"}
     limits["UVICORN_ROOT_PATH"] = "/behind/a/proxy"
     models = server.folder / "models"
@@ -302,14 +302,14 @@ def pair(start: Start, server: Server) -> Server:
 
 
 def form(path: Path) -> tuple[str, str]:
-    """Give the options that send a file."""
+    """Return the curl options that send a file."""
     return "-F", f"file=@{path}"
 
 
 def test_training_as_a_job(server: Server, expected: str) -> None:
-    """A training that is not waited for tells its progress, then its report; another one is sent to it meanwhile."""
+    """An asynchronous training tells its progress, then its report; a second one meanwhile gets its address."""
     own = "fedcba9876543210" * 2
-    # A list of preferences may be in several headers, and in any case.
+    # Preferences may be spread over several headers, in upper or lower case.
     wishes = "-H", "Prefer: handling=strict", "-H", "Prefer: wait=9, Respond-Async"
     begun = server.get("/ratings/train", *form(TRAIN), *wishes, "-H", f"X-Request-ID: {own}")
     assert (begun.status, begun.headers["preference-applied"]) == (202, "respond-async")
@@ -338,7 +338,7 @@ def test_training_as_a_job(server: Server, expected: str) -> None:
 
 
 def test_models_are_switched(server: Server, ratings: pd.DataFrame, expected: str) -> None:
-    """An earlier model can be made to serve again, and the answer names it."""
+    """An earlier model can be made active again, and answers name the model that serves."""
     before = server.get("/models").json
     assert before["active"] == before["models"][-1]["id"]
     assert server.train(ratings.head(8_000).to_csv(index=False)).status == 200
@@ -357,7 +357,7 @@ def test_models_are_switched(server: Server, ratings: pd.DataFrame, expected: st
 
 
 def test_damaged_model_is_refused(server: Server, expected: str) -> None:
-    """A model whose file has changed cannot be made to serve, and is named."""
+    """A model whose file has changed cannot be made active; the error names it."""
     if len(server.get("/models").json["models"]) == 1:
         assert server.train(TRAIN).status == 200
     models = server.get("/models").json
@@ -371,7 +371,7 @@ def test_damaged_model_is_refused(server: Server, expected: str) -> None:
 
 
 def test_lists(server: Server) -> None:
-    """Similar movies and recommendations come best first, as many as wanted."""
+    """Similar movies and recommendations come in the number asked for, the latter best first."""
     similar = server.get("/movies/890/similar?count=4").json
     assert len(similar) == 4 and set(similar[0]) == {"movieId", "similarity"}
     best = server.get("/users/1/recommendations?count=3&level=0.5").json
@@ -385,7 +385,7 @@ def test_lists(server: Server) -> None:
 
 
 def test_catalogue_is_replaced(server: Server, expected: str, tmp_path: Path) -> None:
-    """Other movies take the place of the catalogue if all of them are right."""
+    """An uploaded catalogue replaces the earlier one, but only if all of its rows are valid."""
     path, movies = tmp_path / "movies.csv", pd.read_csv(DEMO / "df_movies.csv", dtype=str)
     movies.assign(movieId=movies["movieId"].where(movies.index != 7)).to_csv(path, index=False)
     assert "line 9, column 'movieId'" in server.get("/movies", "-X", "PUT", *form(path)).refused(422)
@@ -402,7 +402,7 @@ def test_catalogue_is_replaced(server: Server, expected: str, tmp_path: Path) ->
 
 
 def test_problem_types(server: Server) -> None:
-    """Each kind of problem has a type that the OpenAPI document lists, and each answer its request's id."""
+    """Different problems have different types, all in the OpenAPI document; answers have the request's id."""
     problem = server.get("/openapi.json").json["paths"]["/models"]["get"]["responses"]["4XX"]
     types = problem["content"]["application/problem+json"]["schema"]["properties"]["type"]["enum"]
     answers = [server.get("/nowhere"), server.predict(b""), server.get("/trainings/x"), server.get("/trainings/99999")]
@@ -416,7 +416,7 @@ def test_problem_types(server: Server) -> None:
 
 
 def test_key(server: Server, pair: Server) -> None:
-    """Without the key only health and the page are to be had; where none is wanted, any will do."""
+    """Without the key, only health and the docs are open; a server without a key accepts any."""
     assert server.get("/models", *BEARER).status == 200
     for path in ("/health/live", "/health/ready", "/docs", "/docs/files/swagger-ui.css", "/openapi.json"):
         assert pair.get(path).status == 200
@@ -430,7 +430,7 @@ def test_key(server: Server, pair: Server) -> None:
 
 @pytest.mark.parametrize("length", ["told", "chunked"])
 def test_too_large(pair: Server, length: str) -> None:
-    """A body beyond the limit is refused, whether its length is told or not."""
+    """A body beyond the limit is refused, whether or not its length is declared."""
     header = ("-H", "Transfer-Encoding: chunked") if length == "chunked" else ()
     table = "userId,movieId\n" + "1,2\n" * 100_000
     answer = pair.request("/ratings/predict", "-F", "file=@-", *BEARER, *header, data=table.encode()).answer()
@@ -439,7 +439,7 @@ def test_too_large(pair: Server, length: str) -> None:
 
 
 def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> None:
-    """A switch, an added rating and the counts are those of all workers."""
+    """A new model, an added rating and the metrics are the same in all workers."""
 
     def rows() -> float:
         counts = pair.get("/metrics", *BEARER).body.splitlines()
@@ -465,7 +465,7 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
 
 
 def test_active_model_is_counted_from_the_start(start: Start, server: Server, expected: str) -> None:
-    """The first look at the counts tells the active model, before anything was predicted."""
+    """The first scrape of the metrics shows the active model, before any prediction."""
     assert expected
     active = server.get("/models").json["active"]
     fresh = start(DEMO / "df_movies.csv", server.folder / "models", CHALLENGE_ENCODER=str(ENCODER))
@@ -473,14 +473,14 @@ def test_active_model_is_counted_from_the_start(start: Start, server: Server, ex
 
 
 def test_json_log(pair: Server) -> None:
-    """Each line of the log is an object that holds the request's id."""
+    """In the JSON log, the access line of a request is an object that holds its id."""
     identity = pair.get("/health/live").headers["x-request-id"]
     lines = [line for line in (pair.folder / "server.log").read_text().splitlines() if line.startswith("{")]
     assert [json.loads(line)["name"] for line in lines if identity in line] == ["uvicorn.access"]
 
 
 def test_too_much_at_a_time(start: Start, server: Server) -> None:
-    """Beyond the limit requests are put off; a stop lets those at work finish."""
+    """Requests beyond the limit are told to retry later; SIGTERM lets those under way finish."""
     models = server.folder / "models"
     busy = start(DEMO / "df_movies.csv", models, CHALLENGE_ENCODER=str(ENCODER), CHALLENGE_CONCURRENCY="1")
     store = Store(busy.folder / "models")
@@ -498,7 +498,7 @@ def test_too_much_at_a_time(start: Start, server: Server) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system limits a running process")
 def test_no_room_for_an_upload(untrained: Server) -> None:
-    """An upload that the server cannot keep is the server's fault, and the answer says why."""
+    """An upload that the server cannot store is a server error, and the answer says why."""
     assert untrained.process
     before = resource.prlimit(untrained.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(untrained.process.pid, resource.RLIMIT_FSIZE, (500_000, before[1]))
@@ -509,7 +509,7 @@ def test_no_room_for_an_upload(untrained: Server) -> None:
 
 
 def test_not_trained(untrained: Server) -> None:
-    """Before any training the server lives, is not ready and says what to do."""
+    """Before any training, the server is live but not ready, and says what to do."""
     assert untrained.get("/health/live").status == 200
     assert "/ratings/train" in untrained.get("/health/ready").refused(503)
     assert "/ratings/train" in untrained.predict(TEST).refused(409)
@@ -520,12 +520,12 @@ def test_not_trained(untrained: Server) -> None:
 
 
 def test_no_catalogue(untrained: Server) -> None:
-    """To train without a catalogue is refused by the name of the setting."""
+    """Training without a catalogue is refused, and the error names the setting."""
     assert "CHALLENGE_CATALOGUE" in untrained.train(TRAIN).refused(409)
 
 
 def test_no_encoder(wordless: Server) -> None:
-    """Without the weights training is refused by the name of the setting, and nothing else breaks."""
+    """Training without the weights is refused, the error names the setting, and the server stays up."""
     for _ in range(2):
         detail = wordless.train(TRAIN).refused(503)
         assert "CHALLENGE_ENCODER" in detail and "distilbert-base-uncased" in detail
@@ -534,7 +534,7 @@ def test_no_encoder(wordless: Server) -> None:
 
 
 def test_real_ratings(real: Server, real_training: Upload) -> None:
-    """Real movies that nobody has rated are predicted well."""
+    """Real movies that nobody has rated are predicted well, with the right coverage at every user activity."""
     answer = real_training.answer()
     assert answer.status == 200, answer.body
     assert error(real.predict(REAL / "df_test.csv"), REAL) <= 0.605
@@ -548,7 +548,7 @@ def test_real_ratings(real: Server, real_training: Upload) -> None:
 
 
 def test_errors_of_the_operator(start: Start, tmp_path: Path) -> None:
-    """A plan that cannot be used is a problem of its own kind, and what nobody foresaw has its request's id, too."""
+    """An unusable plan is a problem of its own type; even an unforeseen error has its request's id."""
     (tmp_path / "plan.yaml").write_text("tasks: 3")
     planned = start(DEMO / "df_movies.csv", CHALLENGE_ENCODER=str(ENCODER), CHALLENGE_TEACH=str(tmp_path / "plan.yaml"))
     answer = planned.train(TRAIN)

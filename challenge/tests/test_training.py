@@ -32,7 +32,7 @@ def ratings() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, ratings: pd.DataFrame) -> Service:
-    """Return a service that was trained twice, on a part of the demo and on more of it."""
+    """Return a service trained twice, on a part of the demo and then on a larger one."""
     folder = tmp_path_factory.mktemp("models")
     catalogue = folder / "movies.csv"
     catalogue.write_bytes((DEMO / "df_movies.csv").read_bytes())
@@ -53,17 +53,17 @@ def other(service: Service) -> Service:
 
 
 def gone(_: Encoder) -> None:
-    """Stand in for weights that cannot be had."""
+    """Fail as `encoder.load` does without the weights."""
     raise EncoderUnavailableError("gone")
 
 
 def test_described_once(service: Service) -> None:
-    """While nothing changes the movies are described but once."""
+    """While nothing changes, the same model serves, so movies are described only once."""
     assert service.serving() is service.serving()
 
 
 def test_one_training_at_a_time(service: Service, ratings: pd.DataFrame) -> None:
-    """A second training is refused, in any worker; one that failed does not stand in the way of the next."""
+    """A second training is refused by every worker; one that failed does not block the next."""
     before = service.serving()
     with service.store.alone():
         number = service.store.begin()
@@ -87,14 +87,14 @@ def test_failure_is_logged(service: Service, ratings: pd.DataFrame, caplog: pyte
 
 
 def test_fingerprints(service: Service) -> None:
-    """What came from the same source has the same fingerprint, what did not has another."""
+    """The same catalogue and package have the same fingerprints; other ratings have different ones."""
     first, second = (model["report"]["fingerprints"] for model in service.store.models())
     assert first["ratings"] != second["ratings"]
     assert [first[name] == second[name] for name in ("catalogue", "package")] == [True] * 2
 
 
 def test_switch_reaches_other_workers(service: Service) -> None:
-    """A model that one worker makes active serves in the other one too, and back."""
+    """A model that one worker makes active serves in another one too, there and back."""
     worker = other(service)
     assert worker.serving().report["model"] == 2
     for number in (1, 2):
@@ -106,7 +106,7 @@ def test_switch_reaches_other_workers(service: Service) -> None:
 
 
 def test_damaged_model_is_left_out(service: Service, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the active model is damaged the one that served before does, and the log names the damaged one."""
+    """If the active model is damaged, the one before it serves, and the log names the damaged file."""
     path = service.store.path(2)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -118,7 +118,7 @@ def test_damaged_model_is_left_out(service: Service, caplog: pytest.LogCaptureFi
 
 
 def test_full_disk(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training that cannot be saved says why, leaves nothing behind, and the earlier model serves."""
+    """A training that cannot be saved says why and leaves no files behind; the earlier model serves."""
     before, files = service.serving(), sorted(service.settings.models.glob("*model*"))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     number, report = service.train(ratings.head(3_000))
@@ -131,7 +131,7 @@ def test_full_disk(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.
 
 
 def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training that fails while it teaches an encoder takes what there is of it away, then writes the reason."""
+    """A training that fails while it teaches an encoder removes the unfinished one before it records the reason."""
     plan, files = Path(teaching.__file__).with_suffix(".yaml"), sorted(service.settings.models.glob("*model*"))
 
     def half(_: pd.DataFrame, __: pd.DataFrame, folder: Path, ___: teaching.Plan) -> None:
@@ -146,7 +146,7 @@ def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monk
         assert "error" not in columns or sorted(service.settings.models.glob("*model*")) == files, "disk is full"
         update(number, **columns)
 
-    # The reason needs some of the disk, too.
+    # To record the reason takes disk space, too.
     monkeypatch.setattr(worker.store, "update", full)
     _, report = worker.train(ratings.head(3_000))
     with pytest.raises(OSError, match="No space left"):
@@ -157,8 +157,8 @@ def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monk
 def test_failure_after_the_switch(
     service: Service, ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training that fails when its model serves already leaves that model the encoder that it taught."""
-    # Another folder: the other tests shall not see the training.
+    """A training that fails once its model is active keeps the encoder that it taught for it."""
+    # Another folder, so that the other tests do not see the training.
     update = {"models": tmp_path / "models", "teach": Path(teaching.__file__).with_suffix(".yaml")}
     worker = Service(service.settings.model_copy(update=update))
     plans: list[teaching.Plan] = []
@@ -168,18 +168,18 @@ def test_failure_after_the_switch(
         shutil.copytree(ENCODER, folder)
 
     monkeypatch.setattr("challenge.teaching.teach", copy)
-    # The first thing after the switch.
+    # Used first thing after the switch; None makes it fail.
     monkeypatch.setattr("challenge.training.SECONDS", None)
     number, report = worker.train(ratings.head(3_000))
     assert isinstance(report.exception(), AttributeError) and worker.store.active() == number
     assert Path(worker.store.load_active().report["encoder"]["name"]).is_dir()
-    # Whatever the plan starts from.
+    # The setting overrides the plan's encoder.
     assert plans[0].encoder == service.settings.encoder
 
 
 def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
-    """Added ratings count in each worker and after a restart, alike."""
-    # A copy: the other tests' trainings shall not read them.
+    """Added ratings count alike in every worker and after a restart."""
+    # A copy, so that the other tests' trainings do not read them.
     models = shutil.copytree(service.settings.models, tmp_path / "models")
     service = Service(service.settings.model_copy(update={"models": models}))
     own = ratings[ratings["userId"] == ratings["userId"].iloc[0]]
@@ -194,7 +194,7 @@ def test_added_ratings_reach_other_workers(service: Service, ratings: pd.DataFra
 
 
 def test_added_ratings_override(service: Service, ratings: pd.DataFrame, tmp_path: Path) -> None:
-    """Of a pair that was added, and is in the file of a later training as well, what was added counts."""
+    """An added rating overrides that of the same pair in the file of a later training."""
     models = shutil.copytree(service.settings.models, tmp_path / "models")
     worker, some = Service(service.settings.model_copy(update={"models": models})), ratings.head(3_000)
     own = some[some["userId"] == some["userId"].iloc[0]]
@@ -206,7 +206,7 @@ def test_added_ratings_override(service: Service, ratings: pd.DataFrame, tmp_pat
 
 
 def test_similar_movies(service: Service) -> None:
-    """A movie's twin is the most similar one; what is not in the catalogue is refused by name."""
+    """A movie's twin is the most similar one; a movie not in the catalogue is refused by name."""
     movies = pd.read_csv(DEMO / "df_movies.csv", dtype=str)
     twin = movies.iloc[[5]].assign(movieId="twin")
     table = pd.concat([movies, twin]).to_csv(index=False).encode()
@@ -220,7 +220,7 @@ def test_similar_movies(service: Service) -> None:
 
 
 def test_recommendations(service: Service, ratings: pd.DataFrame) -> None:
-    """The best unrated movies come first, each with what the prediction in detail says."""
+    """The best unrated movies come first, each with the details of its prediction."""
     model = service.serving()
     user = ratings["userId"].iloc[0]
     known = ratings.head(4_000)
@@ -237,7 +237,7 @@ def test_recommendations(service: Service, ratings: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("table", [b"", b"title\nA\n", b"movieId,title\n1,A\n,B\n"])
 def test_bad_catalogue_changes_nothing(service: Service, table: bytes) -> None:
-    """A catalogue that cannot be used leaves the earlier one."""
+    """An unusable catalogue is refused, and the earlier one stays."""
     before = service.settings.catalogue.read_bytes()
     with pytest.raises(TableError):
         service.replace_catalogue(BytesIO(table))
@@ -247,7 +247,7 @@ def test_bad_catalogue_changes_nothing(service: Service, table: bytes) -> None:
 
 @pytest.mark.parametrize("table", [None, b"title\nA\n"])
 def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptureFixture, table: bytes | None) -> None:
-    """A catalogue that is gone or half written is named in the log, and predictions go on."""
+    """If the catalogue is gone or half written, the log says so, and predictions stay the same."""
     path, pairs = service.settings.catalogue, read_pairs(DEMO / "df_test.csv", rated=False).head(99)
     content, before = path.read_bytes(), service.serving().predict(pairs)
     path.unlink()
@@ -261,7 +261,7 @@ def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptu
 
 
 def test_catalogue_that_may_not_be_read(service: Service, caplog: pytest.LogCaptureFixture) -> None:
-    """A folder where the catalogue was, as Docker makes of a file that it does not find, ends no prediction."""
+    """A folder in the catalogue's place, as Docker makes for a missing file, is logged; predictions stay the same."""
     path, pairs = service.settings.catalogue, read_pairs(DEMO / "df_test.csv", rated=False).head(99)
     before = service.serving().predict(pairs)
     kept = path.rename(path.with_name("kept.csv"))
@@ -275,13 +275,13 @@ def test_catalogue_that_may_not_be_read(service: Service, caplog: pytest.LogCapt
 
 
 def test_catalogue_that_cannot_be_looked_for(service: Service) -> None:
-    """A place that the system cannot look at, be it a folder or a mount that is shut, ends no prediction."""
+    """A catalogue that the system cannot look up (no access or, here, too long a name) stops no model from serving."""
     lost = service.settings.model_copy(update={"catalogue": service.settings.catalogue.with_name(999 * "x")})
     assert Service(lost).serving().report == service.serving().report
 
 
 def test_catalogue_of_the_same_time(service: Service) -> None:
-    """Another catalogue that is moved to where one was counts, though it bears the earlier one's time."""
+    """A catalogue moved into the place of another counts, even with the same modification time."""
     path, known = service.settings.catalogue, len(service.serving().movies)
     content, times = path.read_bytes(), path.stat()
     new = path.with_suffix(".new")
@@ -296,7 +296,7 @@ def test_catalogue_of_the_same_time(service: Service) -> None:
 
 
 def test_catalogue_without_the_encoder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A catalogue whose overviews cannot be encoded is refused, also by a worker that has not predicted yet."""
+    """A catalogue whose overviews cannot be encoded is refused, even by a worker that has not predicted yet."""
     before, worker = service.settings.catalogue.read_bytes(), other(service)
 
     monkeypatch.setattr("challenge.encoder.load", gone)
@@ -308,8 +308,8 @@ def test_catalogue_without_the_encoder(service: Service, monkeypatch: pytest.Mon
 def test_switch_without_the_encoder(
     service: Service, ratings: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model whose encoder is gone, and that other movies came after, is not switched to; the earlier one serves."""
-    # A copy: the other tests shall not see the training.
+    """A model that needs a lost encoder for a newer catalogue cannot be made active; the earlier one serves."""
+    # A copy, so that the other tests do not see the training.
     models, catalogue = shutil.copytree(service.settings.models, tmp_path / "models"), tmp_path / "movies.csv"
     shutil.copyfile(service.settings.catalogue, catalogue)
     update = {"models": models, "catalogue": catalogue, "max_tokens": 64}
@@ -325,11 +325,11 @@ def test_switch_without_the_encoder(
 
 
 def test_catalogue_without_a_model(tmp_path: Path) -> None:
-    """The movies can come before the first training."""
+    """The catalogue can be replaced before the first training, also through a link."""
     service = Service(Settings(CHALLENGE_CATALOGUE=tmp_path / "movies.csv", CHALLENGE_MODELS=tmp_path / "models"))
     assert service.replace_catalogue(BytesIO(b"movieId\n1\n2\n")) == 2
     assert service.settings.catalogue.read_bytes() == b"movieId\n1\n2\n"
-    # A link to it stays one.
+    # The link itself stays.
     link = tmp_path / "link.csv"
     link.symlink_to(service.settings.catalogue)
     worker = Service(service.settings.model_copy(update={"catalogue": link}))
@@ -338,6 +338,6 @@ def test_catalogue_without_a_model(tmp_path: Path) -> None:
 
 
 def test_folder_of_the_models(service: Service) -> None:
-    """Beside the models it holds the overviews' vectors and what workers share, and nothing else."""
+    """Besides the models, it holds the cached embeddings and what workers share, and nothing else."""
     names = {path.name for path in service.settings.models.iterdir() if not path.name.startswith("model-")}
     assert names == {"embeddings.sqlite", "registry.sqlite", "training.lock"}
