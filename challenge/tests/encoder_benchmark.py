@@ -1,7 +1,7 @@
-"""How fast this machine encodes overviews, by several routes side by side, and how far each is from the plain one.
+"""Compare routes by which this machine encodes overviews: how fast each is, and how far from the plain loop.
 
 Run as ``python -m challenge.tests.encoder_benchmark [--catalogue CSV] [--encoder FOLDER] [--texts N] [--rounds N]``;
-without an encoder it takes a DistilBERT of full size with random weights.
+the default encoder is a full-size DistilBERT with random weights.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Route = Callable[[list[str]], NDArray[np.float32]]
 
 
 def full_size(folder: Path) -> str:
-    """Save a DistilBERT of full size with random weights and the carried encoder's word pieces."""
+    """Save a full-size DistilBERT with random weights and the carried encoder's vocabulary."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
     tokenizer.save_pretrained(folder)
@@ -39,7 +39,7 @@ def full_size(folder: Path) -> str:
 
 
 def loop(texts: list[str], encoder: Encoder, ordered: bool) -> NDArray[np.float32]:
-    """Encode batches of equal size, in the given order or by length."""
+    """Encode batches of equal size, in the given order or sorted by length."""
     tokenizer, model = load(encoder)
     order = sorted(range(len(texts)), key=lambda place: -len(texts[place])) if ordered else range(len(texts))
     vectors: dict[int, NDArray[np.float32]] = {}
@@ -59,7 +59,7 @@ def ours(texts: list[str], encoder: Encoder) -> NDArray[np.float32]:
 
 
 def routes(name: str) -> Iterator[tuple[str, str, Route]]:
-    """Name the routes that there are on this machine, their precision, and how each encodes."""
+    """Yield the name, the precision and the function of each route available on this machine."""
     plain = choose(name, 512, "fp32")
     yield "plain loop", "fp32", partial(loop, encoder=plain, ordered=False)
     yield "sorted loop", "fp32", partial(loop, encoder=plain, ordered=True)
@@ -74,7 +74,7 @@ def routes(name: str) -> Iterator[tuple[str, str, Route]]:
 
 
 def peak_flops(precision: str) -> float:
-    """Measure the operations a second of a large matrix product."""
+    """Measure the operations per second of a large matrix product."""
     dtype = torch.int8 if precision == "int8" else getattr(torch, FIXED.dtypes[precision])
     left, right, best = torch.ones(2048, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype), np.inf
     multiply = torch._int_mm if precision == "int8" else torch.matmul
@@ -86,19 +86,19 @@ def peak_flops(precision: str) -> float:
 
 
 def peak_memory() -> float:
-    """Return the GiB that were held at most since the last call (Linux)."""
+    """Return the peak memory since the last call, in GiB (Linux only)."""
     peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 2**20
     Path("/proc/self/clear_refs").write_text("5")
     return peak
 
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    """Compare vectors row by row."""
+    """Return the cosine of each pair of rows."""
     return np.asarray((one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1))
 
 
 def measure(name: str, texts: list[str], rounds: int) -> pd.DataFrame:
-    """Encode by each route in turn, some rounds of it."""
+    """Measure all routes in turn, for some rounds, and tabulate the results."""
     there, seconds, memory, vectors = list(routes(name)), pd.DataFrame(dtype=float), {}, {}
     for number in range(-1, rounds):
         for route, _, encode in there:
@@ -109,7 +109,7 @@ def measure(name: str, texts: list[str], rounds: int) -> pd.DataFrame:
             seconds.loc[number, route], memory[route] = perf_counter() - started, peak_memory()
     tokenizer, model = load(choose(name, 512, "fp32"))
     tokens = sum(map(len, tokenizer(texts, truncation=True, max_length=512)["input_ids"]))
-    # A product and a sum a token, for each weight of the linear layers.
+    # One multiplication and one addition per token for each weight of the linear layers.
     operations = 2 * tokens * sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
     rows = []
     for route, precision, _ in there:
@@ -124,7 +124,7 @@ def measure(name: str, texts: list[str], rounds: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Print the table."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--catalogue", type=Path, default=DEMO / "df_movies.csv")
     parser.add_argument("--encoder")

@@ -1,7 +1,7 @@
 """Make a small but real DistilBERT, with a WordPiece vocabulary of its own, and teach it some catalogues.
 
-Run as ``python -m challenge.tests.make_encoder FOLDER [DATA ...]``; without folders of data it learns from the demo's.
-The same data and seed give the same encoder, its random weights to the last bit, its learned ones on one machine.
+Run as ``python -m challenge.tests.make_encoder FOLDER [DATA ...]``; without data folders it learns from the demo data.
+The same data and seed give the same encoder: random weights bit for bit, learned ones only on the same machine.
 """
 
 import argparse
@@ -28,31 +28,30 @@ MARKS = string.punctuation + "‘’“”–—…•£€°©®™½¿¡«»"
 LONGEST = 512
 IDS = ("userId", "movieId")
 VOCABULARY_SIZE = 8000
-# From random weights it takes larger steps than from pretrained ones, and with few texts more noise against learning
-# them by heart. Its task `liked` is left out: vectors that know the ratings of the movies which the rating model learns
-# from look better there than they are.
+# Random weights need a larger learning rate than pretrained ones, and few texts more regularisation. The task `liked`
+# is left out: vectors that have seen the ratings that the rating model learns from look better there than they are.
 DROPOUT = 0.2
 MASKED = 0.3
 TRAINING = {"learning_rate": 5e-4, "num_train_epochs": 8, "weight_decay": 0.1}
 
 
 def make_vocabulary(texts: list[str], size: int) -> dict[str, int]:
-    """Find the word pieces that cover some texts well.
+    """Train a WordPiece vocabulary on some texts.
 
     Parameters
     ----------
     texts : list of str
-        What to cover.
+        To learn from.
     size : int
-        Most pieces in the vocabulary; it has no fewer than the special ones and all characters.
+        Maximum number of pieces, but special tokens and all characters are always included.
 
     Returns
     -------
     dict of int
-        Number of each piece. All ASCII letters, digits and marks are in it, so that no ordinary word is unknown.
+        Index of each piece. All ASCII letters, digits and punctuation are included, so no ordinary word is unknown.
     """
     characters = sorted(MARKS) + sorted(WORD_CHARACTERS)
-    # The trainer numbers continuations in no fixed order, which also breaks ties: named up front, they keep theirs.
+    # The trainer's order of continuations, which also breaks ties, is not fixed: listed up front, they keep theirs.
     fixed = SPECIALS + characters + ["##" + character for character in sorted(WORD_CHARACTERS)]
     trainer = WordPieceTrainer(
         vocab_size=max(size, len(fixed)),
@@ -75,14 +74,14 @@ def make_model(vocabulary: dict[str, int], seed: int) -> DistilBertModel:
     Parameters
     ----------
     vocabulary : dict of int
-        Number of each word piece.
+        Index of each word piece.
     seed : int
         Seed of the weights.
 
     Returns
     -------
     transformers.DistilBertModel
-        Its vectors have 128 dimensions.
+        Its hidden states have 128 dimensions.
     """
     config = DistilBertConfig(
         vocab_size=len(vocabulary),
@@ -98,25 +97,25 @@ def make_model(vocabulary: dict[str, int], seed: int) -> DistilBertModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DistilBertModel(config)
-        # Without training, positions would say as much as words do; damped, a text's mean vector is about its words.
+        # Untrained positions would count as much as words; damped, they leave a text's mean vector to its words.
         with torch.no_grad():
             model.embeddings.position_embeddings.weight.mul_(0.1)
     return model
 
 
 def make_encoder(folder: Path, texts: list[str], seed: int = 0, size: int = VOCABULARY_SIZE) -> None:
-    """Write an encoder that ``transformers`` loads by the folder's name.
+    """Write an encoder that ``transformers`` loads from the folder.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Made where missing.
+        Created if missing.
     texts : list of str
-        What the vocabulary is made from.
+        To learn the vocabulary from.
     seed : int, default 0
         Seed of the weights.
     size : int, default 8000
-        Most word pieces in the vocabulary.
+        Maximum number of word pieces, as of `make_vocabulary`.
     """
     vocabulary = make_vocabulary(texts, size)
     names = ["input_ids", "attention_mask"]
@@ -126,7 +125,7 @@ def make_encoder(folder: Path, texts: list[str], seed: int = 0, size: int = VOCA
 
 
 def read_data(folders: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read several sets as one.
+    """Read several data sets as one.
 
     Parameters
     ----------
@@ -136,9 +135,9 @@ def read_data(folders: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns
     -------
     catalogue : pandas.DataFrame
-        All movies, by ids that name their folder.
+        All movies, by ids prefixed with the folder's name.
     ratings : pandas.DataFrame
-        All ratings for training, by the same ids.
+        All training ratings, with ids of users and movies prefixed likewise.
     """
     catalogues, ratings = [], []
     for folder in folders:
@@ -150,7 +149,7 @@ def read_data(folders: Iterable[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def mini_plan(folder: Path) -> Plan:
-    """Plan the teaching of a small encoder that starts from a folder's random weights."""
+    """Return a plan that teaches a small encoder, starting from the random weights in a folder."""
     plan = read_plan(PLAN)
     tasks = [task for task in plan.tasks if task.name != "liked"]
     update = {
@@ -164,7 +163,7 @@ def mini_plan(folder: Path) -> Plan:
 
 
 def main() -> None:
-    """Write the encoder to the folder named on the command line, and print what is in it."""
+    """Write the encoder to the folder named on the command line, and list its files."""
     parser = argparse.ArgumentParser(description="Make a small DistilBERT.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path, nargs="*", default=[DEMO])

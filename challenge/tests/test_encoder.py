@@ -1,4 +1,4 @@
-"""Tests of the vectors of texts."""
+"""Tests of encoding texts and of caching their vectors."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ WORDS = "a retired pilot crosses the frozen sea while two sisters open a café w
 LENGTHS = [1 + place * 7 % 11 for place in range(len(WORDS))]
 TEXTS = [" ".join([*(WORDS * 2)[:length], str(number)]) for number, length in enumerate(LENGTHS * 3)]
 MINI = choose(str(ENCODER), 512, "fp32")
-# Encodes the texts that it is given one by one, and kills itself in the middle.
+# Encodes the given texts one by one, and kills itself halfway.
 DIES = """
 import os, sys, pathlib
 from challenge import encoder
@@ -39,8 +39,8 @@ def progress(done, total):
 encoder.encode(sys.argv[3:], encoder.choose(sys.argv[1], 512, "fp32"), pathlib.Path(sys.argv[2]), 1000, progress)
 """
 
-# Two threads are the first to need the weights, as a training and another catalogue's upload may be after a restart.
-# The first is at work for a second: if the second one comes in, it is refused, where chance would fail it now and then.
+# Two threads are the first to load weights, as a training and the upload of another catalogue may be after a restart.
+# The first import takes a second: one that overlaps it fails here every time, not just now and then.
 BOTH = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
@@ -66,23 +66,23 @@ with ThreadPoolExecutor(2) as threads:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Name a cache that is not there yet."""
+    """Return the path of a cache that does not exist yet."""
     return tmp_path / "vectors.sqlite"
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make each text a batch of its own, so that its progress is told."""
+    """Make each text a batch of its own, so that progress is reported after each."""
     monkeypatch.setitem(FIXED.batch_tokens, "cpu", 1)
 
 
 def vectors_of(texts: list[str], cache: Path, encoder: Encoder = MINI, limit: int = 1000) -> NDArray[np.float32]:
-    """Encode, by default with the small encoder."""
+    """Return the vectors of texts, by default from the small encoder."""
     return encode(texts, encoder, cache, limit, lambda done, total: None)[0]
 
 
 def steps(texts: list[str], cache: Path, limit: int = 1000) -> list[tuple[int, int]]:
-    """Encode, and return the progress that was told after what is known."""
+    """Encode, and return the progress reported after the initial call, which counts the cached texts."""
     told: list[tuple[int, int]] = []
     _, encoded = encode(texts, MINI, cache, limit, lambda done, total: told.append((done, total)))
     assert encoded == told[-1][0] - told[0][0]
@@ -90,7 +90,7 @@ def steps(texts: list[str], cache: Path, limit: int = 1000) -> list[tuple[int, i
 
 
 def test_mean_of_last_states(cache: Path) -> None:
-    """Each text, in its place, has the mean of its own tokens' last hidden states."""
+    """Each text's vector, in order, is the mean of its own tokens' last hidden states."""
     tokenizer, model = AutoTokenizer.from_pretrained(ENCODER), AutoModel.from_pretrained(ENCODER).eval()
     with torch.inference_mode():
         # One by one there is no padding, so nothing to mask.
@@ -102,7 +102,7 @@ def test_mean_of_last_states(cache: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    """A text has the same vector alone as in any batch, and a repeated text has one vector."""
+    """A vector does not depend on the rest of its batch, and repeats of a text get the same one."""
     encoder = choose(str(ENCODER), 512, precision)
     alone = [vectors_of([text], cache, encoder)[0] for text in TEXTS]
     for number in range(20):
@@ -115,7 +115,7 @@ def test_company_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, p
 
 
 def test_empty_texts(cache: Path) -> None:
-    """An empty text has no vector, and where all are empty no weights are needed."""
+    """Empty texts and gaps get NaN for a vector, and if all texts are empty, no weights are needed."""
     gaps: list[Any] = [np.nan, None]
     vectors = vectors_of(["", TEXTS[0], *gaps], cache)
     assert np.isnan(vectors).all(axis=1).tolist() == [True, False, True, True]
@@ -125,10 +125,10 @@ def test_empty_texts(cache: Path) -> None:
 
 
 def test_truncates(cache: Path) -> None:
-    """Tokens past the setting are not read, and the cache tells settings apart."""
+    """Tokens beyond `max_tokens` are not read, and the cache tells its values apart."""
     texts = ["the sea the sea the sea pilot", "the sea the sea the sea sisters"]
     short, long = (vectors_of(texts, cache, choose(str(ENCODER), tokens, "fp32")) for tokens in (8, 512))
-    # Two of the eight are the marks of begin and end.
+    # Two of the eight are [CLS] and [SEP].
     np.testing.assert_allclose(short[0], short[1], atol=1e-6)
     assert np.abs(long[0] - long[1]).max() > 0.01
     assert np.isfinite(vectors_of(["sea " * 2_000], cache)).all()
@@ -136,7 +136,7 @@ def test_truncates(cache: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
 def test_less_precision(cache: Path, precision: str) -> None:
-    """Fewer bits give nearly the same vectors, which the cache tells apart."""
+    """Lower precision gives nearly the same vectors, which the cache keeps apart."""
     exact, rough = vectors_of(TEXTS, cache), vectors_of(TEXTS, cache, choose(str(ENCODER), 512, precision))
     assert rough.dtype == np.float32
     assert 0 < np.abs(rough - exact).max()
@@ -146,7 +146,7 @@ def test_less_precision(cache: Path, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["auto", "int8"])
 def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    """Integers are taken where they keep texts apart as fp32 does, and not where a few large weights hide the rest."""
+    """Integers are used if they tell texts apart as fp32 does, and fp32 itself if outlier weights prevent that."""
     monkeypatch.setattr("challenge.encoder.native_precision", lambda: "int8")
     assert choose(str(ENCODER), 512, precision, tuple(TEXTS)).precision == "int8"
     model = AutoModel.from_pretrained(ENCODER)
@@ -160,20 +160,20 @@ def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_integers_prove_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another precision is taken as it is, without the weights: all overviews may be known."""
+    """A precision other than int8 is used unchecked, without the weights, as all overviews may be cached."""
     monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(OSError("the weights were touched")))
     assert choose(str(ENCODER), 512, "fp32", tuple(TEXTS)) == MINI
 
 
 def test_few_texts_to_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts that come again count once, in whatever batches; one alone proves nothing."""
+    """Repeated texts count once in the check, in whatever batches; one text alone proves nothing."""
     monkeypatch.setitem(FIXED.batch_tokens, "cpu", 16)
     assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:6] * 9)).precision == "int8"
     assert choose(str(ENCODER), 512, "int8", tuple(TEXTS[:1] * 9)).precision == "fp32"
 
 
 def test_as_long_as_the_model_reads(cache: Path, tmp_path: Path) -> None:
-    """Padding goes no further than the model's positions."""
+    """Texts are not padded beyond the model's last position."""
     tokenizer, config = AutoTokenizer.from_pretrained(ENCODER), AutoConfig.from_pretrained(ENCODER)
     config.max_position_embeddings = 30
     tokenizer.save_pretrained(tmp_path)
@@ -186,7 +186,7 @@ def test_as_long_as_the_model_reads(cache: Path, tmp_path: Path) -> None:
     [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_vnni", "int8"), ("avx512_f", "fp32"), ("cuda", "fp16")],
 )
 def test_fastest_precision(monkeypatch: pytest.MonkeyPatch, has: str, precision: str) -> None:
-    """What the machine computes in natively is chosen."""
+    """`auto` chooses what the machine computes natively, or else fp32."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, has: True, "cpu_name": "any"})
     monkeypatch.setattr("torch.cuda.is_available", lambda: has == "cuda")
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
@@ -194,7 +194,7 @@ def test_fastest_precision(monkeypatch: pytest.MonkeyPatch, has: str, precision:
 
 
 def test_fingerprint(tmp_path: Path) -> None:
-    """A copy is the same encoder; other weights, tokens or numbers make another."""
+    """The fingerprint depends on weights, `max_tokens` and precision, but not on the path or a README."""
     copy = shutil.copytree(ENCODER, tmp_path / "copy")
     same = choose(str(copy), 512, "fp32")
     assert same.fingerprint == MINI.fingerprint
@@ -207,7 +207,7 @@ def test_fingerprint(tmp_path: Path) -> None:
 
 
 def test_other_weights_than_chosen(cache: Path, tmp_path: Path) -> None:
-    """Known texts need no weights; for a new one they have to be those of the known ones."""
+    """Cached texts need no weights; a new one is refused if the files have changed since `choose`."""
     copy = shutil.copytree(ENCODER, tmp_path / "copy")
     encoder = choose(str(copy), 512, "fp32")
     vectors = vectors_of(TEXTS, cache, encoder)
@@ -220,7 +220,7 @@ def test_other_weights_than_chosen(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("one_by_one")
 def test_nothing_is_encoded_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known texts need no weights, in whatever order they come; only new ones are encoded."""
+    """Only new texts are encoded; cached ones need no weights, in any order; a metric counts both."""
 
     def counted() -> list[float]:
         return [
@@ -246,7 +246,7 @@ def test_nothing_is_encoded_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_bars(cache: Path, form: str) -> None:
-    """The log has a bar of what is done, but not among lines of JSON, which it would break."""
+    """A log of text has a progress bar, but not one of JSON, whose lines it would break."""
     program = f"from challenge.tests.test_encoder import *; vectors_of(TEXTS, Path({str(cache)!r}))"
     environment = os.environ | {"CHALLENGE_LOG": form, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", program]
@@ -261,7 +261,7 @@ def test_two_load_at_once() -> None:
 
 @pytest.mark.usefixtures("one_by_one")
 def test_goes_on_after_a_kill(cache: Path) -> None:
-    """What was encoded before a kill is there."""
+    """Texts that were encoded before a kill are not encoded again."""
     texts = sorted(TEXTS)
     died = subprocess.run([sys.executable, "-c", DIES, str(ENCODER), cache, *texts], stderr=subprocess.PIPE)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
@@ -270,7 +270,7 @@ def test_goes_on_after_a_kill(cache: Path) -> None:
 
 @pytest.mark.usefixtures("one_by_one")
 def test_keeps_the_newest(cache: Path) -> None:
-    """No more vectors are kept than the limit, and all that are asked for are returned."""
+    """A call may encode more texts than the limit, but the cache keeps only as many vectors as that."""
     assert len(steps(TEXTS, cache, limit=20)) == len(TEXTS)
     with closing(sqlite3.connect(cache)) as store:
         assert store.execute("SELECT count(*) FROM vectors").fetchone() == (20,)
@@ -279,7 +279,7 @@ def test_keeps_the_newest(cache: Path) -> None:
 
 @pytest.mark.usefixtures("one_by_one")
 def test_many_fill_one_cache(cache: Path) -> None:
-    """Writers do not disturb each other, and nothing is lost."""
+    """Concurrent writers do not disturb each other, and no vector is lost."""
     with ThreadPoolExecutor(4) as pool:
         orders = [list(np.random.default_rng(number).permutation(TEXTS)) for number in range(4)]
         answers = list(pool.map(lambda texts: dict(zip(texts, vectors_of(texts, cache))), orders))
@@ -293,10 +293,10 @@ def test_many_fill_one_cache(cache: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["no database", "overwritten"])
 def test_damaged_cache(cache: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
-    """A damaged cache is named, set aside and made anew."""
+    """A damaged cache is logged by its path, set aside and rebuilt."""
     vectors = vectors_of(TEXTS, cache)
     content = bytearray(cache.read_bytes())
-    # The first page describes the tables; they are on the others.
+    # The first page holds the schema, the others the data.
     start = 0 if damage == "no database" else 4096
     content[start:] = b"x" * 20_000
     cache.write_bytes(content)
@@ -308,7 +308,7 @@ def test_damaged_cache(cache: Path, caplog: pytest.LogCaptureFixture, damage: st
 
 @pytest.mark.usefixtures("one_by_one")
 def test_damaged_vector(cache: Path) -> None:
-    """A vector that SQLite hands out with other numbers than it was given is encoded anew, and it alone, once."""
+    """A vector whose stored numbers changed, unnoticed by SQLite, is encoded anew, once, and no other is."""
     vectors = vectors_of(TEXTS, cache)
     content = cache.read_bytes()
     numbers = vectors[3, 4:8].tobytes()
@@ -320,7 +320,7 @@ def test_damaged_vector(cache: Path) -> None:
 
 
 def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged cache that another process has just set aside is made anew all the same."""
+    """A damaged cache that another process has just set aside is still rebuilt."""
     cache.write_bytes(b"x" * 20_000)
     monkeypatch.setattr("challenge.encoder.logger.error", lambda *_: cache.rename(cache.with_name("aside")))
     assert np.isfinite(vectors_of(TEXTS, cache)).all()
@@ -328,7 +328,7 @@ def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_locked_is_not_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that cannot be written now stays where it is."""
+    """A cache that cannot be written for now stays in place, and the error is raised."""
     vectors_of(TEXTS[:1], cache)
     error = sqlite3.OperationalError("database or disk is full")
 
@@ -342,7 +342,7 @@ def test_locked_is_not_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_downloaded(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was downloaded once is read without a network."""
+    """An encoder that was downloaded once is loaded without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--some--encoder"
@@ -356,7 +356,7 @@ def test_downloaded(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("lacks", ["folder", "weights", "tokenizer", "half the weights", "network"])
 def test_unavailable(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
-    """Without the weights the error names the setting, and leaves no vectors behind."""
+    """If an encoder cannot be loaded, the error names it and the setting, and no vectors are cached."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = "no/such-encoder" if lacks == "network" else str(tmp_path / "encoder")
     if lacks not in ("folder", "network"):
@@ -374,10 +374,10 @@ def test_unavailable(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_silent_hub(tmp_path: Path) -> None:
-    """A hub that takes the call and never answers is given up."""
+    """If the hub accepts the connection but never answers, the wait ends in an error."""
     with socket.create_server(("127.0.0.1", 0)) as hub:
         away = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path), "no_proxy": "*"}
         command = [sys.executable, "-c", "from challenge.encoder import choose; choose('no/such-encoder', 512, 'fp32')"]
-        # The download alone would wait for ever.
+        # The download itself would wait forever.
         told = subprocess.run(command, cwd=PROJECT, env=os.environ | away, stderr=subprocess.PIPE, timeout=60)
     assert b"EncoderUnavailableError: the encoder 'no/such-encoder' cannot be loaded: " in told.stderr

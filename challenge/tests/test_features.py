@@ -1,4 +1,4 @@
-"""Movie vectors from columns of every kind."""
+"""Tests of movie vectors from columns of every kind."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ EMBEDDINGS = np.array([[1, 0], [0, 2], [1, 1], [np.nan, np.nan]], np.float32)
 
 
 def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Arrays, tuple[NDArray[Any], NDArray[Any]]]:
-    """Return what was fitted, and the vectors and their sources apart."""
+    """Return what was fitted, and the vectors and their sources as arrays."""
     features, vectors = fit_sources(catalogue, embeddings)
     assert vectors.index.equals(catalogue.index)
     return features, (vectors.to_numpy(), vectors.columns.to_numpy())
@@ -37,7 +37,7 @@ def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Array
 def describe(
     features: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the vectors of later movies and their sources apart."""
+    """Return the vectors of later movies and their sources as arrays."""
     vectors = movie_vectors(features, catalogue, embeddings)
     return vectors.to_numpy(), vectors.columns.to_numpy()
 
@@ -67,7 +67,7 @@ def describe(
     ],
 )
 def test_tokens(cell: str, found: list[str]) -> None:
-    """Lists give their items, text its words."""
+    """A list is split into its items, other text into words."""
     assert tokens(cell) == found
 
 
@@ -81,12 +81,12 @@ def test_tokens(cell: str, found: list[str]) -> None:
     ids=["escaped quotes", "escaped single quotes", "spaces"],
 )
 def test_long_cells(cell: str, found: list[str]) -> None:
-    """A long cell takes no longer than it is long: if it took its square, this would not end."""
+    """Parsing time is linear in the length of a cell; quadratic time would never finish here."""
     assert tokens(cell) == found
 
 
 def test_kinds() -> None:
-    """Each column is read as what it is; one that tells nothing apart is left out."""
+    """Each column is read according to its kind; one that tells no movies apart is left out."""
     features, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     kinds = {"number/budget", "number/premiere", "words/labels", "words/kind", "vector/overview embedding"}
     assert set(sources) == kinds | {"curve/number/budget", "curve/number/premiere"}
@@ -105,7 +105,7 @@ def test_centred_and_scaled() -> None:
 
 
 def test_curves() -> None:
-    """Bumps tell apart what a straight line cannot: the middle of a number from both of its ends."""
+    """Radial basis functions fit what a straight line cannot: how far a number is from the middle."""
     numbers = np.linspace(-1, 1, 101)
     catalogue = pd.DataFrame({"x": numbers.astype(str), "overview": None}, dtype=object)
     _, (vectors, sources) = fit(catalogue, np.full((101, 2), np.nan, np.float32))
@@ -118,7 +118,7 @@ def test_curves() -> None:
 
 
 def test_width_of_bumps() -> None:
-    """Each bump is a Gaussian whose deviation is the distance to the next."""
+    """Each radial basis function is a Gaussian whose standard deviation is the distance to the next."""
     _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     number, centres = vectors[:, sources == "number/budget"], np.linspace(-2, 2, 10)
     expected = norm.pdf(number, centres, 4 / 9) / norm.pdf(0, 0, 4 / 9)
@@ -126,7 +126,7 @@ def test_width_of_bumps() -> None:
 
 
 def test_later_movies() -> None:
-    """Movies that come later are described as the same movies were in the fit; missing columns count as empty."""
+    """Later movies get the vectors that the same movies had in the fit; missing columns count as empty."""
     features, (whole, sources) = fit(CATALOGUE, EMBEDDINGS)
     np.testing.assert_array_equal(describe(features, CATALOGUE, EMBEDDINGS)[0], whole)
     part, _ = describe(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
@@ -139,7 +139,7 @@ def test_later_movies() -> None:
     "form", ["{}", "${}", "{}%", "{:,}", "€{:,}", "{} USD", "{}€", "$ {:,}", "US${:,}", "USD {:,}", "{} %", "{:,} min"]
 )
 def test_dressed_numbers(form: str) -> None:
-    """A currency, a unit and what divides thousands are no part of a number."""
+    """A number is read without its currency, unit and thousands separators."""
     numbers = [1.0, 250.0, 2500.0, 7250000.0]
     written = pd.Series([form.format(int(number)) for number in numbers])
     np.testing.assert_allclose(np.sinh(as_numbers(written)[:, 0]), numbers)
@@ -147,7 +147,7 @@ def test_dressed_numbers(form: str) -> None:
 
 @pytest.mark.parametrize("between", [" ", "\u00a0", "\u202f", "'"])
 def test_divided_thousands(between: str) -> None:
-    """Thousands are divided by other signs than commas, too."""
+    """Spaces and apostrophes are thousands separators, too."""
     assert np.sinh(as_numbers(pd.Series([f"7{between}250{between}000"]))[0, 0]) == pytest.approx(7250000)
 
 
@@ -201,37 +201,37 @@ def test_divided_thousands(between: str) -> None:
     ],
 )
 def test_numbers_in_other_words(cell: str, number: float) -> None:
-    """Years in brackets, remarks, a comma for the point, out of how many, multiples and units are understood."""
+    """Years in brackets, remarks, decimal commas, the maximum of a score, multipliers and units are understood."""
     assert np.sinh(as_numbers(pd.Series([cell]))[0, 0]) == pytest.approx(number)
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ", "%m/%d/%Y", "%d.%m.%Y", "%b %d, %Y", "%d-%b-%Y"])
 def test_dates(form: str) -> None:
-    """Dates are years, however they are written."""
+    """Dates become fractional years, however they are written."""
     dates = pd.to_datetime(pd.Series(["1999-01-31", "2001-07-30", "1954-12-31"]))
     np.testing.assert_allclose(np.sinh(as_numbers(dates.dt.strftime(form))[:, 0]), [1999.08, 2001.58, 1955], atol=0.01)
 
 
 def test_years_of_two_digits() -> None:
-    """Of dates whose year has two digits the year is read, which is never one of those to come."""
+    """Dates with a two-digit year become whole years; 30 and above are of the twentieth century."""
     dates = ["1/31/99", "30-Jul-01", "31.12.10 13:05", "1/31/65", "30 Jul 30"]
     np.testing.assert_allclose(np.sinh(as_numbers(pd.Series(dates))[:, 0]), [1999, 2001, 2010, 1965, 1930])
 
 
 def test_dates_of_two_time_zones() -> None:
-    """Dates with a time zone and without stand in one column."""
+    """A column may mix dates with and without time zones."""
     dates = pd.Series(["1999-01-31T00:00:00Z", "2001-07-30", "2001-07-30T23:00:00+05:00"])
     np.testing.assert_allclose(np.sinh(as_numbers(dates)[:, 0]), [1999.08, 2001.58, 2001.58], atol=0.01)
 
 
 def test_no_dates() -> None:
-    """What would be a date of today's year is none."""
+    """A cell without a year is not a date, though pandas would fill in the present."""
     cells = ["Mon", "May", "now", "today", "12A", "10:30", "10:30:15.12345"]
     assert np.isnan(as_numbers(pd.Series(cells))).all()
 
 
 def test_no_numbers() -> None:
-    """What only looks like a dressed number, or is longer than any, is none."""
+    """Cells that only resemble numbers, or have more than 60 characters, are not numbers."""
     cells = [
         "5 trillion",
         "12abc",
@@ -251,7 +251,7 @@ def test_no_numbers() -> None:
 
 
 def test_numbers_with_words_for_gaps() -> None:
-    """A column stays one of numbers whatever word stands for its gaps, and one value alone tells who has it."""
+    """A column of numbers remains one despite a frequent word for gaps; one of a single value tells who has it."""
     catalogue = pd.DataFrame(
         {"votes": [*map(str, range(60)), *["TBA"] * 40], "award": ["1", None] * 50, "overview": None}
     )
@@ -260,7 +260,7 @@ def test_numbers_with_words_for_gaps() -> None:
 
 
 def test_share_of_numbers() -> None:
-    """Nine tenths of the different values, and three or more, make a column of numbers; flags are words."""
+    """A column is one of numbers if nine tenths of its distinct values, and at least three, are; flags are words."""
     columns = {
         "most": [*"123456789", "x"],
         "fewer": [*"1234", "x"] * 2,
@@ -280,7 +280,7 @@ def test_share_of_numbers() -> None:
 
 
 def test_rare_words_weigh_more() -> None:
-    """Words count by their inverse document frequency; what a single movie has tells it apart from no other."""
+    """Words are weighted by their inverse document frequency; one that only a single movie has is ignored."""
     cells = ["common rare", "common", "common other", "other", "other common", "common"]
     catalogue = pd.DataFrame({"plot": cells, "overview": None}, dtype=object)
     _, (vectors, _) = fit(catalogue, np.full((6, 1), np.nan, np.float32))
@@ -293,7 +293,7 @@ def test_rare_words_weigh_more() -> None:
 
 
 def test_what_is_told_of_one_movie_alone() -> None:
-    """A column of what no two movies share is left out, and costs the others nothing."""
+    """A column in which no two movies share anything is left out and does not affect the others."""
     paths = CATALOGUE.assign(path=["/aqX.", "/bZ7.", "/cc2.", ""])
     expected, (_, sources) = fit(CATALOGUE, EMBEDDINGS)
     found, (_, same) = fit(paths, EMBEDDINGS)
@@ -301,14 +301,14 @@ def test_what_is_told_of_one_movie_alone() -> None:
 
 
 def test_first_overviews_come_later() -> None:
-    """Overviews that only a later catalogue has are no part of vectors that were fitted without."""
+    """If there were no overviews in the fit, those of a later catalogue are ignored."""
     features, (whole, sources) = fit(CATALOGUE, EMBEDDINGS * np.nan)
     assert "vector/overview embedding" not in sources
     np.testing.assert_array_equal(describe(features, CATALOGUE, EMBEDDINGS)[0], whole)
 
 
 def test_later_movies_without_overviews() -> None:
-    """Where no movie has an overview, their embeddings' width is not known: they are gaps."""
+    """If no later movie has an overview, the embeddings, whose width is then unknown, are gaps."""
     features, (whole, sources) = fit(CATALOGUE, EMBEDDINGS)
     vectors, _ = describe(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
     overview = sources == "vector/overview embedding"
@@ -317,7 +317,7 @@ def test_later_movies_without_overviews() -> None:
 
 
 def test_numbers_without_bounds() -> None:
-    """A number too large to be one counts as a gap."""
+    """An infinite number, or one too large for a float, counts as a gap."""
     features, _ = fit(CATALOGUE, EMBEDDINGS)
     vectors, sources = describe(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
     assert np.isfinite(vectors).all()
@@ -325,21 +325,21 @@ def test_numbers_without_bounds() -> None:
 
 
 def test_rounding_is_no_difference() -> None:
-    """Embeddings that are all alike, to the last digits, tell nothing apart."""
+    """Embeddings that differ only by rounding tell no movies apart and are left out."""
     rounding = np.random.default_rng(0).normal(1, 1e-7, EMBEDDINGS.shape).astype(np.float32)
     _, (_, sources) = fit(CATALOGUE, 1000 * rounding)
     assert "vector/overview embedding" not in sources
 
 
 def test_no_more_topics_than_that() -> None:
-    """However wide embeddings are, their vectors are not."""
+    """However wide the embeddings, they are reduced to `FIXED.topics` dimensions."""
     wide = np.random.default_rng(0).normal(size=(99, 90)).astype(np.float32)
     _, (vectors, _) = fit(pd.DataFrame({"overview": [None] * 99}, dtype=object), wide)
     assert vectors.shape == (99, FIXED.topics)
 
 
 def test_few_values_make_few_topics() -> None:
-    """A column has no more dimensions than its values tell apart: what is beyond them would be rounding."""
+    """A column has no more dimensions than distinct values, which stay distinct: more would be rounding."""
     values = ["red car", "blue car", "green bike", "car bike"] * 20
     catalogue = pd.DataFrame({"thing": values, "overview": None}, dtype=object)
     _, (vectors, sources) = fit(catalogue, np.full((80, 2), np.nan, np.float32))

@@ -19,14 +19,14 @@ TEXTS = ["A retired pilot crosses the frozen sea.", "Two sisters open a café, a
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a tiny encoder."""
+    """Write a tiny encoder and return its folder."""
     path = tmp_path_factory.mktemp("encoder")
     make_encoder.make_encoder(path, TEXTS, seed=3, size=300)
     return path
 
 
 def encode(folder: Path, texts: list[str]) -> torch.Tensor:
-    """Give each text's masked mean of the last hidden state, shape (texts, 128)."""
+    """Return each text's masked mean of the last hidden states, of shape (texts, 128)."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
     tokens = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
@@ -50,12 +50,12 @@ def test_loads_and_pools(folder: Path, encoder: str, capfd: pytest.CaptureFixtur
 
 
 def test_padding_changes_nothing(folder: Path) -> None:
-    """A text has the same vector alone as beside a longer one."""
+    """A text has the same vector alone as in a batch with a longer one."""
     torch.testing.assert_close(encode(folder, TEXTS[2:]), encode(folder, [TEXTS[2], TEXTS[1] * 5])[:1])
 
 
 def test_truncates(folder: Path) -> None:
-    """Long texts are cut to what the model can take, without being told how much that is."""
+    """Long texts are truncated to the model's maximum length, which callers need not give."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.is_fast
     assert tokenizer.model_max_length == make_encoder.LONGEST
@@ -65,7 +65,7 @@ def test_truncates(folder: Path) -> None:
 
 @pytest.mark.parametrize("encoder", ["tiny", "carried"])
 def test_no_ordinary_text_is_unknown(folder: Path, encoder: str) -> None:
-    """Words of letters, digits and marks are always known, in either case, with accents or without."""
+    """Words of letters, digits and punctuation are known, in either case, with or without accents."""
     tokenizer = AutoTokenizer.from_pretrained(folder if encoder == "tiny" else CARRIED)
     words = [string.ascii_letters, string.digits, string.punctuation, "Zürich", "naïve", "“It’s 9x7 – qvz…”"]
     assert tokenizer.unk_token not in tokenizer.tokenize(" ".join(words))
@@ -73,7 +73,7 @@ def test_no_ordinary_text_is_unknown(folder: Path, encoder: str) -> None:
 
 
 def test_same_seed_same_files(folder: Path, tmp_path: Path) -> None:
-    """The same texts and seed give the same bytes; another seed gives other weights, for the same words."""
+    """The same texts and seed give the same bytes; another seed changes the weights and nothing else."""
     make_encoder.make_encoder(tmp_path / "again", TEXTS, seed=3, size=300)
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert filecmp.cmpfiles(folder, tmp_path / "again", FILES, shallow=False) == (FILES, [], [])
@@ -82,13 +82,13 @@ def test_same_seed_same_files(folder: Path, tmp_path: Path) -> None:
 
 
 def test_carried_encoder_is_small() -> None:
-    """The carried encoder has all its files, in under 8 MB."""
+    """The carried encoder has all of its files and no others, in under 8 MB."""
     assert sorted(path.name for path in CARRIED.iterdir()) == FILES
     assert sum(path.stat().st_size for path in CARRIED.iterdir()) < 8_000_000
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command reads any number of sets, gaps included, and lists what it wrote."""
+    """The command reads several folders of data, gaps included, and lists the files it wrote."""
     for name, overviews in (("one", [TEXTS[0], None]), ("two", [TEXTS[1]])):
         (tmp_path / name).mkdir()
         movies = pd.DataFrame({"movieId": range(len(overviews)), "overview": overviews})

@@ -1,4 +1,4 @@
-"""Tests of what is read from CSV files, and of what is refused."""
+"""Tests of reading CSV files, and of refusing bad ones."""
 
 from contextlib import suppress
 from io import BytesIO
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue, read_pairs
 
-# What is wrong, whether in training, the file, what the message says.
+# What is wrong, whether ratings are required, the file, and parts of the message.
 BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("no rating", True, b"userId,movieId\n1,2\n", ["line 1", "'rating'"]),
     ("no movie", True, b"userId,rating\n1,2\n", ["line 1", "'movieId'"]),
@@ -87,7 +87,7 @@ GOOD = {
 
 
 def read(table: bytes, rated: bool) -> dict[str, list[object]]:
-    """Give the columns that were read."""
+    """Read pairs and return their columns as lists."""
     pairs = read_pairs(BytesIO(table), rated=rated)
     assert list(pairs.index) == list(range(len(pairs)))
     return {str(name): column.tolist() for name, column in pairs.items()}
@@ -95,13 +95,13 @@ def read(table: bytes, rated: bool) -> dict[str, list[object]]:
 
 @pytest.mark.parametrize("form", GOOD)
 def test_forms(form: str) -> None:
-    """All ordinary forms of a CSV read alike, and ids keep their zeros."""
+    """All common forms of CSV are read alike, and ids keep leading zeros."""
     pairs = read(GOOD[form], rated=False)
     assert (pairs["userId"], pairs["movieId"]) == (["7", "ab c"], ["007", "tt1"])
 
 
 def test_ids_are_text() -> None:
-    """Ids that look like numbers or like nothing stay as they are written."""
+    """Ids that look like numbers or like gaps are kept as they are written."""
     ids = ["007", "7", "7.5", "1e3", "1.0.0", "v1.0", "NA", "null", "nan", "José"]
     ids += ["12345678901234567890", "a,b", 'say "so"']
     table = pd.DataFrame({"userId": ids, "movieId": ids}).to_csv(index=False).encode()
@@ -109,7 +109,7 @@ def test_ids_are_text() -> None:
 
 
 def test_ids_of_other_programs(tmp_path: Path) -> None:
-    """An id is the same one with spaces around it, or with the .0 of a column that had gaps."""
+    """An id is the same with spaces around it, or with the .0 that programs write in columns with gaps."""
     table = b"userId,movieId\n7.0,007\n 7 ,007 \n7,007\n"
     assert read(table, rated=False) == {"userId": ["7"] * 3, "movieId": ["007"] * 3}
     path = tmp_path / "movies.csv"
@@ -118,7 +118,7 @@ def test_ids_of_other_programs(tmp_path: Path) -> None:
 
 
 def test_last_duplicate_counts() -> None:
-    """Of the ratings of a pair the last one stays; pairs to predict all stay."""
+    """Of repeated ratings of a pair, the last one is kept; of repeated pairs to predict, all are."""
     table = b"userId,movieId,rating\n1,2,3\n01,2,1\n1,3,5\n1,2,4.5\n"
     pairs = read(table, rated=True)
     rows = set(zip(pairs["userId"], pairs["movieId"], pairs["rating"], strict=True))
@@ -128,14 +128,14 @@ def test_last_duplicate_counts() -> None:
 
 
 def test_ratings_are_floats() -> None:
-    """Ratings are floats, whole ones too, and their column is found however it is capitalised."""
+    """Ratings are floats, even whole ones, and their column is found in any capitalisation."""
     pairs = read_pairs(BytesIO(b"userId,RATING,movieId\n1,4,2\n"), rated=True)
     assert pairs["rating"].tolist() == [4.0] and pairs["rating"].dtype == float
 
 
 @pytest.mark.parametrize(("what", "rated", "table", "parts"), BAD, ids=BAD_IDS)
 def test_bad_tables(what: str, rated: bool, table: bytes, parts: list[str]) -> None:
-    """What cannot be used is refused with its line and column."""
+    """A bad table is refused, and the message names the line and column at fault, if any."""
     with pytest.raises(TableError) as caught:
         read_pairs(BytesIO(table), rated=rated)
     assert [part for part in parts if part not in str(caught.value)] == [], (what, str(caught.value))
@@ -145,7 +145,7 @@ def test_bad_tables(what: str, rated: bool, table: bytes, parts: list[str]) -> N
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(table=FILES, rated=st.booleans())
 def test_whatever_comes(table: bytes, rated: bool) -> None:
-    """Any bytes are read as a table with its columns filled, or refused as a table."""
+    """Any bytes are read as a table with rows, pairs without gaps, or refused with a `TableError`."""
     with suppress(TableError):
         pairs = read_pairs(BytesIO(table), rated=rated)
         assert len(pairs) and pairs.notna().all(axis=None)
@@ -154,7 +154,7 @@ def test_whatever_comes(table: bytes, rated: bool) -> None:
 
 
 def test_catalogue(tmp_path: Path) -> None:
-    """The catalogue is read by movie id, the last of a movie's rows counts, and there is always an overview."""
+    """The catalogue is indexed by movie id, a movie's last row counts, and there is always a column of overviews."""
     path = tmp_path / "movies.csv"
     path.write_bytes(b'\xef\xbb\xbftitle,movieID,year\r\nOld,007,1\r\n"New, better",007,\r\nB,7,2\r\n')
     catalogue = read_catalogue(path)
@@ -169,7 +169,7 @@ GAPS = ["NA", "N/A", "n/a", "NaN", "nan", "None", "none", "NULL", "null", "\\N",
 
 @pytest.mark.parametrize("gap", GAPS)
 def test_gaps(tmp_path: Path, gap: str) -> None:
-    """What programs write where nothing is known is a gap, but for ids."""
+    """What programs write for missing values is read as a gap, except in ids."""
     path = tmp_path / "movies.csv"
     path.write_text(f"movieId,votes,Overview\n{gap},{gap},Somebody.\n7,1,{gap}\n", encoding="utf-8")
     catalogue = read_catalogue(path)
@@ -179,7 +179,7 @@ def test_gaps(tmp_path: Path, gap: str) -> None:
 
 
 def test_two_overviews(tmp_path: Path) -> None:
-    """A catalogue with two columns of one name is refused by the name."""
+    """A catalogue with two columns of the same name is refused, and the error names them."""
     path = tmp_path / "movies.csv"
     path.write_text("movieId,Overview,overview\n7,One.,Another.\n", encoding="utf-8")
     with pytest.raises(TableError, match="two columns are called 'overview'"):
@@ -187,7 +187,7 @@ def test_two_overviews(tmp_path: Path) -> None:
 
 
 def test_columns_without_a_name(tmp_path: Path) -> None:
-    """Columns without a name, an index or what is beyond the last comma, are none, and no message is endless."""
+    """Unnamed columns, such as an index or what trailing commas add, are ignored, and messages are bounded."""
     path = tmp_path / "movies.csv"
     path.write_text(",movieId,title,,\n0,7,A,,\n1,8,B,,\n", encoding="utf-8")
     assert read_catalogue(path).columns.tolist() == ["title", "overview"]
@@ -201,7 +201,7 @@ def test_columns_without_a_name(tmp_path: Path) -> None:
     "text", ["", "title\nA\n", "movieId,title\n", "movieId,title\n1,A\n,B\n", "movieId,title\n1,A, B\n"]
 )
 def test_bad_catalogue(tmp_path: Path, text: str) -> None:
-    """A catalogue without movies, with a movie without an id or with a line longer than the header is refused."""
+    """A catalogue without movies or ids, with an empty id or with a line longer than the header is refused."""
     path = tmp_path / "movies.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError, match="^the catalogue: "):
@@ -210,6 +210,6 @@ def test_bad_catalogue(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), [("", "Is a directory"), ("movies.csv", "No such file")])
 def test_missing_catalogue(tmp_path: Path, name: str, reason: str) -> None:
-    """Where the catalogue is none that can be read, its place, the setting and the reason are told."""
+    """If the catalogue cannot be opened, the error names its path, the setting and the reason."""
     with pytest.raises(CatalogueMissingError, match=rf"{tmp_path / name} \(CHALLENGE_CATALOGUE\): {reason}"):
         read_catalogue(tmp_path / name)
