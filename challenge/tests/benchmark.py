@@ -1,4 +1,4 @@
-"""How seconds and memory of a training grow with the ratings; users and movies grow alike."""
+"""How training time and memory grow with the ratings; users and movies grow with their root."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ SIZES = (100_000, 1_000_000, 10_000_000)
 
 
 def measure(folder: Path) -> None:
-    """Train on a folder's ratings, overviews by chance, and predict a million rows; print seconds and GiB."""
+    """Train on a folder's ratings and random embeddings, predict a million rows; print seconds and GiB."""
     clock = {"read": perf_counter()}
 
     def enter(stage: str) -> None:
@@ -43,7 +43,7 @@ def measure(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure each size in a process of its own."""
+    """Measure each size in its own process, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ratings", type=int, nargs="*", default=SIZES)
     rows = []

@@ -1,10 +1,10 @@
 """Synthetic movies and ratings of any size, with a known best possible error.
 
-Run as ``python -m challenge.tests.synthetic FOLDER`` it writes the demo data.
+``python -m challenge.tests.synthetic FOLDER`` writes the demo data.
 
 Every rating is ``centre + user bias + movie quality + user taste . movie latent + noise``, rounded to half stars and
-clipped to 1..5. A movie's latent comes from its genres, its keywords and its themes, and themes show in the overview
-alone. Its quality shows partly in the votes, date, runtime, companies, genres and themes, and partly nowhere.
+clipped to 1..5. A movie's latent vector comes from its genres, keywords and themes, and themes show only in the
+overview. Its quality shows partly in the votes, date, runtime, companies, genres and themes, and partly nowhere.
 """
 
 import argparse
@@ -30,13 +30,13 @@ USER_SPREAD = 0.45
 QUALITY_SPREAD = 0.5
 TASTE_SPREADS = np.array([0.34, 0.16, 0.08])
 RUNGS = np.arange(1.0, 5.5, 0.5)
-# Genres of labelled sets: so few that a small model learns them within seconds.
+# Number of genres in labelled sets: few, so that a small model learns them within seconds.
 LABELLED = 5
 NEWEST = datetime.date(2024, 12, 31).toordinal()
 
 
 class Genre(NamedTuple):
-    """What the movies of one genre are made of."""
+    """A genre and the vocabulary of its movies."""
 
     number: int
     name: str
@@ -49,14 +49,14 @@ class Genre(NamedTuple):
 
 
 class Theme(NamedTuple):
-    """An undercurrent that shows in a movie's overview, and nowhere else."""
+    """A theme that shows in a movie's overview and nowhere else."""
 
     name: str
     sentences: tuple[str, ...]
 
 
 class Cast(NamedTuple):
-    """What each movie holds: shares of genres, keywords and themes, and each one's company and age in years."""
+    """Each movie's shares of genres, keywords and themes, its company, and its age in years."""
 
     genres: Floats
     keywords: Floats
@@ -73,15 +73,15 @@ class Synthetic(NamedTuple):
     train : pandas.DataFrame
         Columns ``userId, rating, movieId``.
     test : pandas.DataFrame
-        Columns ``userId, movieId``: movies that nobody rated in `train`, users who all did.
+        Columns ``userId, movieId``: movies without ratings in `train`, users with some.
     truth : pandas.DataFrame
-        Column ``rating``, row by row the truth for `test`.
+        Column ``rating``: the true rating of each row of `test`.
     movies : pandas.DataFrame
-        The catalogue, one row a movie.
+        The catalogue, one row per movie.
     noise_floor : float
-        Mean squared error of the best possible prediction of `test`, in squared stars.
+        Expected squared error of the best possible prediction of `test`, in squared stars.
     expected : numpy.ndarray
-        That prediction, one a row of `test`, in stars.
+        That prediction for each row of `test`, in stars.
     """
 
     train: pd.DataFrame
@@ -382,7 +382,7 @@ WHOLE_NUMBERS = ("budget", "runtime", "vote_count")
 
 
 def standardised(values: Floats) -> Floats:
-    """Shift and scale each column to mean 0 and spread 1.
+    """Standardise each column to mean 0 and standard deviation 1.
 
     Parameters
     ----------
@@ -400,7 +400,7 @@ def standardised(values: Floats) -> Floats:
 
 
 def shares(picked: NDArray[np.bool_]) -> Floats:
-    """Turn what each movie has into equal parts that sum to 1.
+    """Turn each movie's kinds into equal shares that sum to 1.
 
     Parameters
     ----------
@@ -417,21 +417,21 @@ def shares(picked: NDArray[np.bool_]) -> Floats:
 
 
 def pick(rng: np.random.Generator, weights: Floats, counts: Integers) -> NDArray[np.bool_]:
-    """Pick kinds without replacement, by weight, for every movie at once.
+    """Sample kinds without replacement, by weight, for all movies at once.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     weights : numpy.ndarray, shape (movies, kinds)
-        How likely each kind is; a kind of weight 0 comes after all others.
+        How likely each kind is; one of weight 0 comes after all others.
     counts : numpy.ndarray of int, shape (movies,)
-        How many kinds each movie gets.
+        Number of kinds that each movie gets.
 
     Returns
     -------
     numpy.ndarray of bool, shape (movies, kinds)
-        What was picked.
+        True where a kind was picked.
     """
     waits = rng.exponential(size=weights.shape) / np.maximum(weights, 1e-9)
     order = waits.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
@@ -445,14 +445,14 @@ def draw_cast(rng: np.random.Generator, movies: int) -> Cast:
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     movies : int
-        How many movies.
+        Number of movies.
 
     Returns
     -------
     Cast
-        One row a movie.
+        One row per movie.
     """
     fame = np.linspace(1.6, 0.6, len(GENRES))[rng.permutation(len(GENRES))]
     genres = pick(rng, np.tile(fame, (movies, 1)), rng.choice([1, 2, 3], movies, p=[0.3, 0.45, 0.25]))
@@ -471,14 +471,14 @@ def movie_latents(rng: np.random.Generator, cast: Cast) -> Floats:
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     cast : Cast
-        What the movies hold.
+        As of `draw_cast`.
 
     Returns
     -------
     numpy.ndarray, shape (movies, dimensions)
-        Mean 0 and spread 1 in each dimension.
+        Mean 0 and standard deviation 1 in each dimension.
     """
     dimensions = len(TASTE_SPREADS)
     latent = np.zeros((len(cast.years), dimensions))
@@ -493,18 +493,18 @@ def draw_catalogue(rng: np.random.Generator, cast: Cast) -> tuple[pd.DataFrame, 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     cast : Cast
-        What the movies hold.
+        As of `draw_cast`.
 
     Returns
     -------
     table : pandas.DataFrame
-        ``movieId`` and the numeric, date and category columns, one row a movie.
+        ``movieId`` and the numeric, date and category columns, one row per movie.
     quality : numpy.ndarray, shape (movies,)
         What each movie adds to its ratings, in stars.
     appeal : numpy.ndarray, shape (movies,)
-        How often each movie is rated, as weights.
+        Weight of each movie in the draw of ratings.
     """
     movies = len(cast.years)
     minutes = np.clip(np.round(rng.normal(106.0, 17.0, movies)), 62, 220)
@@ -542,7 +542,7 @@ def draw_catalogue(rng: np.random.Generator, cast: Cast) -> tuple[pd.DataFrame, 
 
 
 def capitalised(text: str) -> str:
-    """Give a sentence its capital letter."""
+    """Capitalise the first letter of a sentence."""
     return text[:1].upper() + text[1:]
 
 
@@ -552,7 +552,7 @@ def write_texts(chance: random.Random, genres: list[Genre], keywords: list[str],
     Parameters
     ----------
     chance : random.Random
-        Source of chance.
+        Source of randomness.
     genres : list of Genre
         At least one.
     keywords : list of str
@@ -595,26 +595,26 @@ def write_texts(chance: random.Random, genres: list[Genre], keywords: list[str],
 
 
 def as_json(numbers: list[int], names: list[str]) -> str:
-    """Write a list of ids and names as the catalogue does."""
+    """Format ids and names as a JSON list of the catalogue."""
     return json.dumps([{"id": number, "name": name} for number, name in zip(numbers, names, strict=True)])
 
 
 def write_words(chance: random.Random, cast: Cast, languages: list[str]) -> pd.DataFrame:
-    """Write all columns of words: titles, texts and JSON lists.
+    """Write all columns of text: titles, overviews, taglines and JSON lists.
 
     Parameters
     ----------
     chance : random.Random
-        Source of chance.
+        Source of randomness.
     cast : Cast
-        What the movies hold.
+        As of `draw_cast`.
     languages : list of str
         Each movie's language, for its title.
 
     Returns
     -------
     pandas.DataFrame
-        One row a movie.
+        One row per movie.
     """
     vocabulary = [word for genre in GENRES for word in genre.keywords]
     rows = []
@@ -642,9 +642,9 @@ def leave_gaps(rng: np.random.Generator, catalogue: pd.DataFrame) -> pd.DataFram
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     catalogue : pandas.DataFrame
-        One row a movie.
+        One row per movie.
 
     Returns
     -------
@@ -659,19 +659,19 @@ def leave_gaps(rng: np.random.Generator, catalogue: pd.DataFrame) -> pd.DataFram
 
 
 def draw_activity(rng: np.random.Generator, users: int, movies: int, ratings: int) -> Integers:
-    """Draw how many movies each user rates: a few rate very many.
+    """Draw the number of movies that each user rates; a few rate very many.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     users, movies, ratings : int
-        Sizes; `ratings` is the sum of what is drawn.
+        Sizes; the numbers drawn add up to `ratings`.
 
     Returns
     -------
     numpy.ndarray of int, shape (users,)
-        Ratings a user, from 15 (or the mean, if that is less) to three quarters of the movies.
+        Ratings per user, from 15 (or the mean, if that is less) to three quarters of the movies.
     """
     most = max(1, 3 * movies // 4)
     if not users <= ratings <= users * most:
@@ -691,16 +691,16 @@ def draw_pairs(rng: np.random.Generator, counts: Integers, appeal: Floats) -> tu
     Parameters
     ----------
     rng : numpy.random.Generator
-        Source of chance.
+        Source of randomness.
     counts : numpy.ndarray of int, shape (users,)
-        Movies that each user rates.
+        Number of movies that each user rates.
     appeal : numpy.ndarray, shape (movies,)
         Weight of each movie.
 
     Returns
     -------
     user, movie : numpy.ndarray of int, shape (sum of counts,)
-        Row numbers.
+        Indices of the pairs' users and movies.
     """
     users = np.arange(len(counts))
     movies = len(appeal)
@@ -708,7 +708,7 @@ def draw_pairs(rng: np.random.Generator, counts: Integers, appeal: Floats) -> tu
     missing = counts
     flatness = 1.0
     while missing.any():
-        # Repeats are dropped and drawn anew, each time with less regard to appeal, so that this always ends soon.
+        # Repeats are dropped and drawn again, each time with less weight on appeal, so that this always ends soon.
         bounds = np.cumsum(appeal**flatness)
         drawn = np.searchsorted(bounds, rng.random(missing.sum()) * bounds[-1], side="right")
         keys = np.sort(np.concatenate([keys, np.repeat(users, missing) * movies + np.minimum(drawn, movies - 1)]))
@@ -720,12 +720,12 @@ def draw_pairs(rng: np.random.Generator, counts: Integers, appeal: Floats) -> tu
 
 
 def rounded_moments(mean: Floats, spread: Floats) -> tuple[Floats, Floats]:
-    """Give mean and variance of a rating after rounding and clipping, exactly.
+    """Compute the exact mean and variance of a rating after rounding and clipping.
 
     Parameters
     ----------
     mean, spread : numpy.ndarray, shape (rows,)
-        Normal distribution of the rating before rounding, in stars.
+        Of the normal distribution of the rating before rounding, in stars.
 
     Returns
     -------
@@ -749,17 +749,17 @@ def make(users: int, movies: int, ratings: int, seed: int, noise: float = 0.78) 
     Parameters
     ----------
     users : int
-        How many users rate.
+        Number of users who rate.
     movies : int
-        How many movies the catalogue has, at least 5; a fifth of them are test movies.
+        Number of movies in the catalogue, at least 5; a fifth of them are test movies.
     ratings : int
-        Ratings in train and test together. A user without any in train has none in test either, so that very sparse
-        data may hold slightly fewer.
+        Number of ratings in train and test together; slightly fewer in very sparse data, as users without any in train
+        have none in test either.
     seed : int
-        Seed of everything random.
+        Seed of every random choice.
     noise : float, default 0.78
-        Spread of a rating around what its user thinks of such movies, before rounding, in stars, over all users.
-        It differs from user to user.
+        Standard deviation of a rating's noise before rounding, in stars. It differs from user to user; this is the root
+        mean square over users.
 
     Returns
     -------
@@ -804,14 +804,14 @@ def make(users: int, movies: int, ratings: int, seed: int, noise: float = 0.78) 
 
 
 def make_labelled(movies: int, seed: int) -> pd.DataFrame:
-    """Make a catalogue whose labels can be read off its overviews without an error.
+    """Make a catalogue whose labels can be read off its overviews without error.
 
     Parameters
     ----------
     movies : int
-        How many.
+        Number of movies.
     seed : int
-        Seed of everything random; the same arguments give the same catalogue.
+        Seed of every random choice; the same arguments give the same catalogue.
 
     Returns
     -------
@@ -839,14 +839,14 @@ def make_labelled(movies: int, seed: int) -> pd.DataFrame:
 
 
 def write(data: Synthetic, folder: Path) -> None:
-    """Write the four CSV files that the service and its harness read.
+    """Write the four CSV files that the service and `run.sh` read.
 
     Parameters
     ----------
     data : Synthetic
         What to write.
     folder : pathlib.Path
-        Made where missing.
+        Created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     catalogue = data.movies.astype({column: "Int64" for column in WHOLE_NUMBERS})
@@ -861,17 +861,17 @@ def write(data: Synthetic, folder: Path) -> None:
 
 
 def summary(data: Synthetic) -> dict[str, float]:
-    """Give sizes, and the test errors of the simplest predictions and of the best possible one.
+    """Return sizes, and the test errors of the simplest predictions and of the best possible one.
 
     Parameters
     ----------
     data : Synthetic
-        Any data.
+        To summarise.
 
     Returns
     -------
     dict of float
-        Row counts, and mean squared errors in squared stars.
+        Counts, and mean squared errors in squared stars.
     """
     truth = data.truth["rating"].to_numpy()
     means = data.test["userId"].map(data.train.groupby("userId")["rating"].mean()).to_numpy()
@@ -888,7 +888,7 @@ def summary(data: Synthetic) -> dict[str, float]:
 
 
 def main() -> None:
-    """Write the demo data to the folder named on the command line, and print what is in it."""
+    """Write data, by default the demo's, to the folder that the command names, and print a summary."""
     parser = argparse.ArgumentParser(description="Write the demo data.")
     parser.add_argument("folder", type=Path)
     for name, value in DEMO.items():

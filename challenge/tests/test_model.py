@@ -34,7 +34,7 @@ def model() -> RatingModel:
 def fit_world(
     user: Indices, movie: Indices, ratings: Floats, columns: dict[str, Any], embeddings: Floats
 ) -> RatingModel:
-    """Fit a model on users and movies that are called by their numbers, without a word of overviews."""
+    """Fit a model on users and movies whose ids are their indices, without overview texts."""
     pairs = pd.DataFrame({"userId": user.astype(str), "movieId": movie.astype(str)}, dtype="category")
     movies = pd.Index(np.arange(len(embeddings)).astype(str))
     catalogue = pd.DataFrame({**columns, "overview": None}, movies, dtype=object)
@@ -42,7 +42,7 @@ def fit_world(
 
 
 def test_beats_the_user_mean(model: RatingModel) -> None:
-    """Held-out movies are predicted better than by the user's mean, in the report and in truth."""
+    """The model beats the user mean on held-out movies, in the report and on the true ratings."""
     truth = DATA.truth["rating"].to_numpy()
     means = PAIRS["userId"].astype(str).map(RATINGS.groupby("userId", observed=True)["rating"].mean()).to_numpy(float)
     error = np.mean((model.predict(PAIRS) - truth) ** 2)
@@ -52,7 +52,7 @@ def test_beats_the_user_mean(model: RatingModel) -> None:
 
 
 def test_report(model: RatingModel) -> None:
-    """It tells what was learned from, how wide intervals are, and the strongest sources of tastes, best first."""
+    """The report has the data's sizes, the interval width, falling errors, and the strongest sources, best first."""
     stray = pd.DataFrame({"userId": ["1", "2"], "rating": 3.0, "movieId": "none"})
     ratings = pd.concat([RATINGS, stray]).astype({"userId": "category", "movieId": "category"})
     some = np.where(np.arange(len(CATALOGUE))[:, None] < 7, np.nan, EMBEDDINGS)
@@ -63,7 +63,7 @@ def test_report(model: RatingModel) -> None:
     strengths = list(told["strongest features"].values())
     assert len(strengths) == FIXED.strongest and strengths == sorted(strengths, reverse=True) and strengths[0] > 0.1
     answers = model.explain(PAIRS)
-    # Those at the ends of the scale are cut off.
+    # Intervals are clipped at the ends of the scale.
     inside = answers[(answers["low"] > 1) & (answers["high"] < 5)]
     assert model.report["interval"]["width"] == pytest.approx((inside["high"] - inside["low"]).mean(), rel=0.1)
     errors = [*model.report["cross-validated mse"].values()]
@@ -71,14 +71,14 @@ def test_report(model: RatingModel) -> None:
 
 
 def test_many_pairs_at_a_time(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs are predicted alike in whatever portions."""
+    """Predictions do not depend on the chunk size."""
     whole = model.predict(PAIRS)
     monkeypatch.setattr(FIXED, "pairs_in_memory", 7)
     np.testing.assert_allclose(model.predict(PAIRS), whole, atol=1e-5)
 
 
 def test_seed() -> None:
-    """The same seed gives the same model, another one another."""
+    """The same seed gives the same model, another seed another."""
     few = RATINGS.head(1500)
     first, again, other = (fit_model(few, CATALOGUE, EMBEDDINGS, seed, str).predict(PAIRS) for seed in (0, 0, 1))
     np.testing.assert_array_equal(again, first)
@@ -86,21 +86,21 @@ def test_seed() -> None:
 
 
 def test_arrays_hold_all(model: RatingModel) -> None:
-    """A model made anew from its arrays predicts the same to the last bit."""
+    """A model rebuilt from its arrays and report predicts exactly the same."""
     again = RatingModel(model.arrays, model.report)
     first = model.predict(PAIRS)
     np.testing.assert_array_equal(again.predict(PAIRS), first)
 
 
 def test_rows_keep_their_index(model: RatingModel) -> None:
-    """What is predicted for some rows has their index, in whatever order they come."""
+    """Predictions have the index of their rows, in whatever order these come."""
     whole, some = model.explain(PAIRS), PAIRS.iloc[[7, 3, 5]]
     for told in (model.predict(some), model.explain(some)["rating"]):
         pd.testing.assert_series_equal(told, whole["rating"].loc[[7, 3, 5]], check_names=False)
 
 
 def test_strangers(model: RatingModel) -> None:
-    """An unknown movie counts as an average one, an unknown user gets what the public thinks of the movie."""
+    """An unknown movie counts as average; an unknown user is predicted what the public thinks of the movie."""
     pairs = pd.DataFrame({"userId": ["x", "x", "1", "1"], "movieId": ["y", "z", "y", "z"]}, dtype="category")
     ratings = model.predict(pairs)
     assert ratings[0] == ratings[1] == pytest.approx(float(model.arrays["mean"]), abs=0.2)
@@ -121,7 +121,7 @@ def test_movie_without_a_name(model: RatingModel) -> None:
 
 
 def test_many_ask_why_at_once(model: RatingModel) -> None:
-    """Threads that explain side by side get what one alone gets."""
+    """Explanations in parallel threads equal those of a single one."""
     alone = model.explain(PAIRS)
     with ThreadPoolExecutor(8) as threads:
         for told in threads.map(model.explain, [PAIRS] * 24):
@@ -129,7 +129,7 @@ def test_many_ask_why_at_once(model: RatingModel) -> None:
 
 
 def test_explanations_add_up(model: RatingModel) -> None:
-    """The reasons' stars add up to the rating, and the reasons named are the user's own ratings."""
+    """The parts add up to the predicted rating, and the reasons are three of the user's own ratings."""
     told = model.explain(PAIRS)
     np.testing.assert_array_equal(told["rating"], model.predict(PAIRS))
     for rating, why in zip(told["rating"], told["why"]):
@@ -140,7 +140,7 @@ def test_explanations_add_up(model: RatingModel) -> None:
 
 
 def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a user's ratings together make his taste, his level aside; those that weigh most come first."""
+    """The contributions of all of a user's ratings add up to the taste without its constant, largest first."""
     monkeypatch.setattr(FIXED, "reasons", 1000)
     why = model.explain(PAIRS.iloc[:5])["why"]
     _, _, user, movie = model._rate(PAIRS.iloc[:5])
@@ -152,7 +152,7 @@ def test_reasons_add_up_to_the_taste(model: RatingModel, monkeypatch: pytest.Mon
 
 
 def test_reasons_are_the_users_own(model: RatingModel) -> None:
-    """A user of one rating has one reason, and one of none has none."""
+    """A user with one rating has one reason, a user with none has none."""
     rated, asked = CATALOGUE.index[0], CATALOGUE.index[1]
     one = pd.DataFrame({"userId": ["new"], "rating": [5.0], "movieId": [rated]})
     pairs = pd.DataFrame({"userId": ["new", "none"], "movieId": [asked, asked]}, dtype="category")
@@ -161,7 +161,7 @@ def test_reasons_are_the_users_own(model: RatingModel) -> None:
 
 
 def test_intervals(model: RatingModel) -> None:
-    """So many of the true ratings lie inside as were asked for; surer is wider, and widths differ."""
+    """Coverage matches the level asked for; a higher level gives wider intervals, and widths vary."""
     truth = DATA.truth["rating"]
     widths = []
     for level in (0.5, 0.9):
@@ -175,20 +175,20 @@ def test_intervals(model: RatingModel) -> None:
 
 
 def test_update_of_what_is_known(model: RatingModel) -> None:
-    """The user's old ratings once more change nothing."""
+    """Adding a user's known ratings again changes nothing."""
     again = model.update(RATINGS[RATINGS["userId"] == "1"])
     np.testing.assert_allclose(again.predict(PAIRS), model.predict(PAIRS), atol=0.002)
 
 
 def test_public_has_spoken(model: RatingModel) -> None:
-    """What a stranger will make of a rated movie is what its ratings say rather than what the catalogue promises."""
+    """For an unknown user, the prediction of a rated movie follows its ratings rather than its catalogue entry."""
     means = RATINGS.astype({"movieId": str}).groupby("movieId")["rating"].mean()
     pairs = pd.DataFrame({"userId": "x", "movieId": means.index}, dtype="category")
     assert np.corrcoef(model.predict(pairs), means)[0, 1] > 0.97
 
 
 def test_update(model: RatingModel) -> None:
-    """A new user with a known one's ratings has his taste, a stranger not; new ratings count; the old model stays."""
+    """A new user with a known one's ratings gets that taste, others do not; later ratings win; the old model stays."""
     pairs = PAIRS[PAIRS["userId"] == "1"]
     twin = pairs.assign(userId="twin").astype("category")
     before, public = model.predict(pairs), model.predict(twin)
@@ -207,7 +207,7 @@ def test_update(model: RatingModel) -> None:
 
 
 def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
-    """Ratings of movies that have left the catalogue go on counting, also when others are added to them."""
+    """Movies that left the catalogue are not recommended, but their ratings still count, also after an update."""
     new = CATALOGUE.loc[PAIRS["movieId"].cat.categories]
     left = model.with_catalogue(movie_vectors(model.features, new, EMBEDDINGS[: len(new)]))
     before = model.predict(PAIRS)
@@ -221,19 +221,19 @@ def test_catalogue_of_new_movies_alone(model: RatingModel) -> None:
 
 
 def test_nothing_to_recommend(model: RatingModel) -> None:
-    """A user who has rated all movies has none left."""
+    """A user who has rated all movies is recommended none."""
     everything = pd.DataFrame({"userId": "1", "rating": 3.0, "movieId": CATALOGUE.index})
     assert model.update(everything).recommend("1", 5, 0.9).empty
 
 
 def test_nothing_is_similar(model: RatingModel) -> None:
-    """The only movie of a catalogue is like no other."""
+    """The only movie of a catalogue has no similar ones."""
     alone = model.with_catalogue(movie_vectors(model.features, CATALOGUE.iloc[[3]], EMBEDDINGS[[3]]))
     assert alone.similar(CATALOGUE.index[3], 5).empty
 
 
 def test_corrected_catalogue(model: RatingModel) -> None:
-    """What a catalogue makes of a movie counts for as long as nobody has rated it."""
+    """A changed catalogue entry changes the predictions of unrated movies only."""
     other = CATALOGUE.sample(frac=1, random_state=0).set_index(CATALOGUE.index)
     changed = model.with_catalogue(movie_vectors(model.features, other, EMBEDDINGS))
     movies = pd.DataFrame({"userId": "1", "movieId": CATALOGUE.index}, dtype="category")
@@ -243,7 +243,7 @@ def test_corrected_catalogue(model: RatingModel) -> None:
 
 
 def test_rated_movies_owe_the_overview_nothing() -> None:
-    """What the public gave is quality, all of it; what the catalogue promises is the overview's in part."""
+    """The overview contributes to the quality of unrated movies only; that of rated ones is the public's."""
     embeddings = np.random.default_rng(0).normal(size=EMBEDDINGS.shape).astype(np.float32)
     model = fit_model(RATINGS, CATALOGUE, embeddings, 0, str)
     movies = pd.DataFrame({"userId": "x", "movieId": CATALOGUE.index}, dtype="category")
@@ -262,14 +262,14 @@ def test_update_by_unknown_movies(model: RatingModel) -> None:
 
 
 def test_too_few_movies() -> None:
-    """Ratings of movies that the catalogue lacks cannot be learned from."""
+    """A catalogue with too few rated movies is refused; the error counts them."""
     first = CATALOGUE.index.isin([RATINGS["movieId"].iloc[0]])
     with pytest.raises(TableError, match="holds 1 of the rated movies"):
         fit_model(RATINGS, CATALOGUE[first], EMBEDDINGS[first], 0, print)
 
 
 def test_catalogue_without_columns() -> None:
-    """Where nothing is known of the movies the users' levels are left."""
+    """With nothing known of movies the model is about as good as the user mean."""
     bare = CATALOGUE[[]].assign(overview=None)
     model = fit_model(RATINGS, bare, EMBEDDINGS * np.nan, 0, print)
     errors = model.report["cross-validated mse"]
@@ -288,7 +288,7 @@ def test_catalogue_without_columns() -> None:
     ids=["all alike", "one user", "one rating a user", "ten ratings", "users of one mind"],
 )
 def test_odd_ratings(ratings: pd.DataFrame) -> None:
-    """Ratings that tell little, or all, make a model that predicts on the scale, surely and unsurely."""
+    """Degenerate ratings still give a model whose predictions and intervals are numbers on the scale."""
     model = fit_model(ratings, CATALOGUE, EMBEDDINGS, 0, print)
     told = model.explain(PAIRS)
     assert 1 <= told["low"].min() <= told["rating"].min() and told["rating"].max() <= told["high"].max() <= 5
@@ -296,7 +296,7 @@ def test_odd_ratings(ratings: pd.DataFrame) -> None:
 
 
 def test_only_ratings_tell_nothing_of_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the trees' rows, a user's only rating is one of a user of whom nothing is known but that there is one."""
+    """In the trees' rows, taste and habits are 0 for a user's only rating, except for the number of ratings."""
     seen: list[Floats] = []
 
     def look(features: Floats, *others: Any) -> Any:
@@ -315,7 +315,7 @@ def test_only_ratings_tell_nothing_of_themselves(monkeypatch: pytest.MonkeyPatch
 
 
 def test_boost_stays_out_of_fold() -> None:
-    """Trees cannot predict pure noise of folds that they have not seen."""
+    """Trees cannot predict pure noise in folds that they have not seen."""
     random = np.random.default_rng(1)
     features, target = random.normal(size=(600, 3)), random.normal(size=600)
     _, held_out = boost(features, target, np.arange(600) % 5, 0)
@@ -323,7 +323,7 @@ def test_boost_stays_out_of_fold() -> None:
 
 
 def test_luck_grows_no_trees() -> None:
-    """Where there is nothing to learn hardly a tree is grown, however lucky some number of them is."""
+    """Pure noise grows hardly a tree, even if some number of trees does well by luck; a signal grows many."""
     random, grown = np.random.default_rng(0), []
     for _ in range(5):
         features, folds, noise = random.normal(size=(600, 20)), random.integers(0, 5, 600), random.normal(size=600)
@@ -334,25 +334,25 @@ def test_luck_grows_no_trees() -> None:
 
 
 def test_columns_together() -> None:
-    """What two columns say of a movie's quality only together is learned, too, of movies that nobody has rated."""
+    """An interaction of two columns is learned as part of quality, also for movies that nobody has rated."""
     random = np.random.default_rng(0)
     dark, city = random.random((2, 160)) < 0.5
     effect = np.where(dark == city, 0.8, -0.8)
-    # Nobody has rated the last ones.
+    # The last 40 movies have no ratings.
     user, movie = (random.random((60, 120)) < 0.3).nonzero()
     ratings = np.clip(np.round(3 + effect[movie] + random.normal(0, 0.7, len(user))), 1, 5)
     columns = {"tone": np.where(dark, "dark", "light"), "place": np.where(city, "city", "sea")}
     model = fit_world(user, movie, ratings, columns, np.full((160, 4), np.nan))
     errors = model.report["cross-validated mse"]
     assert errors["model"] < 0.7 < 1 < errors["quality and taste"]
-    # But not twice, of movies that the public has judged.
+    # It is not counted twice for rated movies.
     public = model.predict(pd.DataFrame({"userId": "x", "movieId": np.arange(160).astype(str)}, dtype="category"))
     off = np.square(public - 3 - effect)
     assert off[:120].mean() < 0.05 and off[120:].mean() < 0.1
 
 
 def test_parts_are_what_they_say() -> None:
-    """Where a rating has a level, a quality, a taste and an overview's part, each is found under its name."""
+    """The effects of user, quality, taste and overview are each recovered under their name, with little rest."""
     random = np.random.default_rng(0)
     level, fondness = random.normal(0, 0.4, 100), random.choice([-0.6, 0.6], 100)
     good, funny = random.choice([-1, 1], (2, 200))
@@ -362,7 +362,7 @@ def test_parts_are_what_they_say() -> None:
         quality, taste, overview = 0.5 * good[movie], fondness[user] * funny[movie], 0.4 * told[movie, 0]
         return {"user": level[user], "quality": quality, "taste": taste, "overview": overview}
 
-    # Nobody has rated the last ones.
+    # The last 40 movies have no ratings.
     user, movie = (random.random((100, 160)) < 0.5).nonzero()
     ratings = np.clip(3 + sum(effects(user, movie).values()) + random.normal(0, 0.3, len(user)), 1, 5)
     columns = {"maker": np.where(good > 0, "able", "poor"), "kind": np.where(funny > 0, "fun", "fear")}
@@ -377,7 +377,7 @@ def test_parts_are_what_they_say() -> None:
 
 
 def test_users_picks_count() -> None:
-    """Where a catalogue tells nothing, who has rated better movies than others gets higher ratings."""
+    """If the catalogue tells nothing, users who picked better movies are predicted higher ratings."""
     random = np.random.default_rng(0)
     quality, choosy = np.repeat([2.5, 4.0], 50), np.repeat([0.1, 0.9], 60)
     picks = random.random((120, 100)) < 0.4 * np.where(quality > 3, choosy[:, None], 1 - choosy[:, None])
@@ -392,6 +392,6 @@ def test_users_picks_count() -> None:
 
 
 def test_users_who_rate_all_movies_alike() -> None:
-    """Where tastes explain nearly all that there is, they are predicted as well as that."""
+    """Users who give all movies the same rating are predicted almost without error."""
     ratings = RATINGS.assign(rating=RATINGS["userId"].cat.codes % 5 + 1.0)
     assert fit_model(ratings, CATALOGUE, EMBEDDINGS, 0, str).report["cross-validated mse"]["model"] < 1e-3

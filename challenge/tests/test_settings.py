@@ -11,7 +11,7 @@ from challenge.settings import PACKAGE, ChallengeError, Settings
 
 
 def test_defaults_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable of the environment takes the place of a default."""
+    """An environment variable overrides the default."""
     for name in ("ENCODER", "MAX_TOKENS", "CATALOGUE", "MODELS", "SEED"):
         monkeypatch.delenv(f"CHALLENGE_{name}", raising=False)
     assert Settings().encoder == "distilbert-base-uncased"
@@ -23,21 +23,21 @@ def test_defaults_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_empty_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty variable, which compose files pass on, is as good as none."""
+    """An empty variable, as compose files pass on, counts as unset."""
     for name in ("ENCODER", "TEACH", "KEEP"):
         monkeypatch.setenv(f"CHALLENGE_{name}", "")
     assert Settings() == Settings(CHALLENGE_ENCODER="distilbert-base-uncased", CHALLENGE_TEACH=None, CHALLENGE_KEEP=5)
 
 
 def test_variables_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has a setting's name without the prefix is not meant."""
+    """Without the prefix, a variable named like a setting is ignored."""
     monkeypatch.setenv("SEED", "7")
     monkeypatch.setenv("LOG", "verbose")
     assert Settings().seed == 0
 
 
 def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is in no text that a log or an error might show."""
+    """The repr that a log or an error may show hides the key."""
     monkeypatch.setenv("CHALLENGE_API_KEY", "a key")
     assert "a key" not in repr(Settings()) and Settings().api_key.get_secret_value() == "a key"
 
@@ -55,7 +55,7 @@ def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """What makes no sense is refused by the name of its variable."""
+    """An invalid value is refused, and the error names the variable."""
     monkeypatch.setenv(f"CHALLENGE_{name}", value)
     with pytest.raises(ValidationError, match=f"(?m)^CHALLENGE_{name}$"):
         Settings()
@@ -63,15 +63,15 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> N
 
 @pytest.mark.parametrize("value", ["many", "0", "-1", "513", "1.5"])
 def test_invalid_number_of_tokens(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """What is no possible number of tokens is refused by the name of its variable."""
+    """An impossible number of tokens is refused, and the error names the variable."""
     monkeypatch.setenv("CHALLENGE_MAX_TOKENS", value)
     with pytest.raises(ValidationError, match="(?m)^CHALLENGE_MAX_TOKENS$"):
         Settings()
 
 
 def test_every_error_has_its_kind() -> None:
-    """The API's description says of each error what kind of problem it is."""
-    # Its errors are there once it is imported.
+    """The API's description has a problem type for each error."""
+    # Its errors are known only once it is imported.
     import_module("challenge.teaching")
     described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text("utf-8"))
     assert {error.__name__ for error in ChallengeError.__subclasses__()} <= set(described["problems"])

@@ -22,7 +22,7 @@ MODEL = RatingModel(ARRAYS, {"fingerprints": {"package": VERSION}})
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Open a store in a folder that is not there yet, nor the one that it is in."""
+    """Open a store in a new folder whose parent does not exist either."""
     return Store(tmp_path / "new" / "models")
 
 
@@ -34,12 +34,12 @@ def train(store: Store, keep: int = 5) -> int:
 
 
 def files(store: Store) -> list[str]:
-    """Name the files of models and what else is left of them."""
+    """List the files and folders of models, leftovers included."""
     return sorted(path.name for path in store.folder.iterdir() if "model-" in path.name)
 
 
 def test_model_comes_back(store: Store) -> None:
-    """What was saved is loaded and active; before that there is none."""
+    """A saved model is active and loads unchanged; before, there is none."""
     assert (store.active(), store.state()) == (None, (None, 0))
     with pytest.raises(NotFoundError, match="model 1"):
         store.load(1)
@@ -53,7 +53,7 @@ def test_model_comes_back(store: Store) -> None:
 
 
 def test_old_models_are_removed(store: Store) -> None:
-    """The newest stay, and the active one, with the encoders taught for them."""
+    """The newest models and the active one stay, with the encoders taught for them."""
     first = train(store)
     train(store)
     (store.folder / f"model-{first}.encoder").mkdir()
@@ -64,7 +64,7 @@ def test_old_models_are_removed(store: Store) -> None:
         store.begin()
     last = train(store, keep=1)
     assert files(store) == [f"model-{last}.npz"]
-    # To remove a model is no switch: what serves goes on.
+    # Removing a model is no switch: the one that serves stays.
     assert store.state() == (4, 0)
     (store.folder / f"model-{last}.encoder").mkdir()
     older = train(store, keep=2)
@@ -78,7 +78,7 @@ def test_old_models_are_removed(store: Store) -> None:
 
 
 def test_activated_while_another_is_saved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is made active right before old ones are removed stays."""
+    """A model activated right before old ones are removed is kept."""
     first, second, update = train(store), store.begin(), store.update
 
     def activate_then(number: int, **columns: Any) -> None:
@@ -91,7 +91,7 @@ def test_activated_while_another_is_saved(store: Store, monkeypatch: pytest.Monk
 
 
 def test_models_are_listed(store: Store) -> None:
-    """The list tells when each model was made; to remove one changes nothing of what its training tells."""
+    """The list says when each model was made; removing one keeps its training's state and duration."""
     first = train(store)
     (model,) = store.models()
     assert set(model) == {"id", "created", "sha256", "report"} and len(model["sha256"]) == 64
@@ -102,7 +102,7 @@ def test_models_are_listed(store: Store) -> None:
 
 
 def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure while a model is written, and a file without its row, leave the earlier one."""
+    """A failed write or a file without a row leaves the earlier model active; leftovers are removed."""
     first, second = train(store), store.begin()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
@@ -120,7 +120,7 @@ def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("damage", ["a bit", "no file", "half a file"])
 def test_damaged_model(store: Store, damage: str) -> None:
-    """A file that is not what was saved is refused by name, and the model that served before is found."""
+    """A damaged or missing file is refused by name, and the model that served before is loaded, if any."""
     first, second = train(store), train(store)
     path = store.path(second)
     content = path.read_bytes()
@@ -145,7 +145,7 @@ def test_model_of_another_version(store: Store, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_report_of_another_time(store: Store) -> None:
-    """A model whose report has nothing to tell its version by is refused, too."""
+    """A model whose report lacks the package's version is refused, too."""
     number = store.begin()
     store.save(RatingModel(ARRAYS, {}), number, 5)
     with pytest.raises(ModelDamagedError, match=f"model {number} "):
@@ -153,7 +153,7 @@ def test_report_of_another_time(store: Store) -> None:
 
 
 def test_nothing_is_pickled(store: Store) -> None:
-    """What is no array of numbers or text is not written."""
+    """Arrays of anything but numbers and text are refused."""
     number = store.begin()
     with pytest.raises(ValueError, match="Object arrays"):
         store.save(RatingModel(ARRAYS | {"odd": np.array([None])}, MODEL.report), number, 5)
@@ -161,7 +161,7 @@ def test_nothing_is_pickled(store: Store) -> None:
 
 
 def test_removed_while_it_is_loaded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another worker's training removes the active model at that moment, one that served before serves."""
+    """If another worker's training removes the active model during a load, one that served before is loaded."""
     first, second, load = train(store), train(store), store.load
     store.activate(first)
 
@@ -176,7 +176,7 @@ def test_removed_while_it_is_loaded(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_one_training_at_a_time(store: Store) -> None:
-    """Only one holder has the lock, across stores as well; what a dead one left is not at work."""
+    """Only one holder has the lock, across stores too; a dead holder's training counts as failed."""
     other, done = Store(store.folder), train(store)
     with store.alone():
         number = store.begin()
@@ -195,7 +195,7 @@ def test_one_training_at_a_time(store: Store) -> None:
 
 
 def test_lock_held_for_a_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that only sees whether a training is at work keeps none from beginning; any thread may end one."""
+    """A lock held only for a moment, as by a starting worker, is waited for; any thread may release a lock."""
     held = store.alone()
 
     def release(_: float) -> None:
@@ -208,7 +208,7 @@ def test_lock_held_for_a_moment(store: Store, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_start_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing can be written a store is opened all the same, also after a training that was killed."""
+    """A store opens and loads even if nothing can be written, also after a training that was killed."""
     number, dead = train(store), store.begin()
     rows = Store._rows
 
@@ -227,7 +227,7 @@ def test_start_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_start_on_a_disk_that_is_only_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the lock's file cannot be opened a store still gives its models."""
+    """A store whose lock file cannot be opened still loads its models."""
     train(store)
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -240,7 +240,7 @@ def test_start_on_a_disk_that_is_only_read(store: Store, monkeypatch: pytest.Mon
 
 
 def test_progress(store: Store) -> None:
-    """A training tells its stage, then its report or its error."""
+    """A training shows its stage and pace, then its report or error."""
     number = store.begin()
     assert [store.training(number)[name] for name in ("stage", "done", "total")] == ["waiting", 0, 0]
     store.update(number, stage="encoder", done=3, total=9)
@@ -271,7 +271,7 @@ def test_progress(store: Store) -> None:
 
 
 def test_ratings_come_back_in_order(store: Store) -> None:
-    """Added ratings are read in the order in which they came, ids as text; at first there are none."""
+    """Added ratings are read in the order they came, with ids as text; at first there are none."""
     assert store.added().empty
     first = pd.DataFrame({"userId": ["07", "x"], "rating": [4.5, 1.0], "movieId": ["1", "2"]})
     first = first.astype({"userId": "category", "movieId": "category"})
@@ -286,7 +286,7 @@ def test_ratings_come_back_in_order(store: Store) -> None:
 
 
 def test_all_ratings_or_none(store: Store) -> None:
-    """A failure among the rows leaves no row behind, and is told as SQLite tells it."""
+    """If one row fails, none is added, and the error is SQLite's own."""
     with sqlite3.connect(store.folder / "registry.sqlite") as file:
         file.execute(
             "CREATE TRIGGER full BEFORE INSERT ON ratings WHEN NEW.rating = 2 BEGIN SELECT RAISE(FAIL, 'full'); END"
@@ -299,14 +299,14 @@ def test_all_ratings_or_none(store: Store) -> None:
 
 
 def test_replace(tmp_path: Path) -> None:
-    """A file is replaced as a whole or not at all, and nothing else is left."""
+    """A file is replaced as a whole or not at all, with no leftovers."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     temporary: list[str] = []
 
     def write_half(file: IO[bytes]) -> None:
         file.write(b"half")
-        # Where it can take the other's place, and under a name that tells whose it is.
+        # Beside the file, so that a rename can replace it, and named after it.
         temporary.extend(found.name for found in tmp_path.iterdir() if found != path)
         raise KeyError
 
@@ -320,7 +320,7 @@ def test_replace(tmp_path: Path) -> None:
 
 
 def test_replaced_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the content is on disk before the file takes its place."""
+    """All content is synced to disk before the old file is replaced."""
     path, synced = tmp_path / "file", []
     path.write_bytes(b"old")
     monkeypatch.setattr("os.fsync", lambda number: synced.append((os.fstat(number).st_size, path.read_bytes())))

@@ -21,7 +21,7 @@ def demo() -> synthetic.Synthetic:
 
 
 def test_same_seed_same_files(demo: synthetic.Synthetic, tmp_path: Path) -> None:
-    """The carried demo is what the generator makes, byte for byte; another seed makes something else."""
+    """The demo is small and byte for byte what the generator makes; another seed makes other data."""
     synthetic.write(demo, tmp_path)
     assert filecmp.cmpfiles(tmp_path, DEMO_FOLDER, FILES, shallow=False) == (FILES, [], [])
     assert sum((DEMO_FOLDER / name).stat().st_size for name in FILES) < 3_000_000
@@ -31,7 +31,7 @@ def test_same_seed_same_files(demo: synthetic.Synthetic, tmp_path: Path) -> None
 
 
 def test_split_is_cold(demo: synthetic.Synthetic) -> None:
-    """A fifth of the movies is unrated in train, and every test user is known there."""
+    """The test movies, a fifth of all, are unrated in train; test users are all known there."""
     test_movies = set(demo.test["movieId"])
     assert not test_movies & set(demo.train["movieId"])
     assert test_movies | set(demo.train["movieId"]) <= set(demo.movies["movieId"])
@@ -47,13 +47,13 @@ def test_split_is_cold(demo: synthetic.Synthetic) -> None:
 
 
 def test_ratings_are_half_stars(demo: synthetic.Synthetic) -> None:
-    """Ratings lie on the scale, and all of the scale is used."""
+    """Ratings are half stars, and every step of the scale occurs."""
     for ratings in (demo.train["rating"], demo.truth["rating"]):
         assert sorted(ratings.unique()) == synthetic.RUNGS.tolist()
 
 
 def test_catalogue_has_every_kind_of_column() -> None:
-    """Read back, the catalogue has numbers, dates, lists, categories and texts, and gaps in each."""
+    """The catalogue's CSV has numbers, dates, lists, categories and texts, with gaps in each column."""
     movies = pd.read_csv(DEMO_FOLDER / "df_movies.csv")
     assert movies["movieId"].is_unique
     assert movies.drop(columns="movieId").isna().any().all()
@@ -71,7 +71,7 @@ def test_catalogue_has_every_kind_of_column() -> None:
 
 
 def test_overviews_name_what_they_are_about(demo: synthetic.Synthetic) -> None:
-    """Overviews are of ordinary length, differ, and name keywords of the movie."""
+    """Overviews are unique, of ordinary length, and nearly all name a keyword of the movie."""
     full = demo.movies.dropna(subset=["overview", "keywords"])
     full = full[full["keywords"] != "[]"]
     lengths = [len(overview.split()) for overview in full["overview"]]
@@ -85,7 +85,7 @@ def test_overviews_name_what_they_are_about(demo: synthetic.Synthetic) -> None:
 
 
 def test_noise_floor_is_the_best_error(demo: synthetic.Synthetic) -> None:
-    """The floor is what the best prediction scores, well under what a user's mean scores."""
+    """The noise floor is the error of the best prediction, well below that of the user mean."""
     figures = synthetic.summary(demo)
     assert 0.45 < figures["noise floor MSE"] < 0.55
     assert figures["noise floor MSE"] + 0.2 < figures["user mean MSE"] < figures["global mean MSE"]
@@ -105,7 +105,7 @@ def test_moments_match_drawn_ratings() -> None:
 
 
 def test_larger_set() -> None:
-    """A set ten times the demo's size keeps its shape, and without noise only rounding is left."""
+    """With ten times the ratings the structure is the same; with little noise the floor is nearly 0."""
     data = synthetic.make(users=2_000, movies=1_000, ratings=200_000, seed=1)
     assert len(data.train) + len(data.test) == 200_000
     assert not set(data.test["movieId"]) & set(data.train["movieId"])
@@ -122,14 +122,14 @@ def test_impossible_sizes(ratings: int) -> None:
 
 
 def test_smallest_sets() -> None:
-    """Tiny data still keeps the cold split, with every user of test known."""
+    """Tiny data still has a cold-start split, with every test user known."""
     data = synthetic.make(users=20, movies=10, ratings=60, seed=3)
     assert set(data.test["userId"]) <= set(data.train["userId"])
     assert not set(data.test["movieId"]) & set(data.train["movieId"])
 
 
 def test_labelled_sets() -> None:
-    """A labelled catalogue has what its overviews name; the same seed gives the same one."""
+    """Overviews name the keywords, runtimes count the genres, and the seed determines the catalogue."""
     movies = synthetic.make_labelled(movies=50, seed=1)
     assert movies.equals(synthetic.make_labelled(50, 1)) and not movies.equals(synthetic.make_labelled(50, 2))
     assert movies.index.is_unique

@@ -1,4 +1,4 @@
-"""Users' regressions, against the textbook's formulas."""
+"""Users' regressions, compared with textbook formulas."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def some_ratings(users: int, movies: int, size: int) -> pd.DataFrame:
 
 
 def test_batches() -> None:
-    """Every rating comes once, with its user and its fold."""
+    """Every rating appears once, under its user and its fold."""
     ratings = some_ratings(40, 30, 500)
     seen: list[int] = []
     for batch, places, there in batches(ratings, 300):
@@ -32,7 +32,7 @@ def test_batches() -> None:
 
 
 def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch holds no more numbers than it may, and its users have rated about as much: little is padded."""
+    """Batches are bounded in memory and hold users of similar activity, so there is little padding."""
     monkeypatch.setattr(FIXED, "numbers_in_memory", 20_000)
     user = np.minimum(RANDOM.geometric(0.01, 3_000), 500)
     ratings = pd.DataFrame({"user": user, "fold": RANDOM.integers(0, 3, len(user))})
@@ -45,7 +45,7 @@ def test_batches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("ratings", [3, 12])
 def test_evidence(ratings: int) -> None:
-    """Few ratings or many: the sums are those of the ridge regressions, also after the rows were reduced."""
+    """The sums match primal ridge regressions for few and many ratings, also after QR reduces the rows."""
     rows, target = RANDOM.normal(size=(2, ratings, 6)), RANDOM.normal(size=(2, ratings))
     size, known, error = np.zeros(6), np.zeros(6), 0.0
     for row, value in zip(rows, target):
@@ -63,7 +63,7 @@ def test_evidence(ratings: int) -> None:
 
 @pytest.mark.parametrize("ratings", [3, 60])
 def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
-    """Single precision is enough also where ratings say next to nothing of a weight."""
+    """Single precision suffices even where ratings hardly determine a weight."""
     rows = RANDOM.normal(size=(ratings, 6)) * [1, 1, 1, 1, 1e-4, 1e-7]
     exact, single = (evidence(table, table[:, 0])[1] for table in (rows, rows.astype(np.float32)))
     np.testing.assert_allclose(single, exact, rtol=1e-3)
@@ -73,7 +73,7 @@ def test_evidence_of_what_is_hardly_known(ratings: int) -> None:
 
 @pytest.mark.parametrize("size", [4, 60])
 def test_fit_users_holds_out(size: int) -> None:
-    """Few ratings or many: weights are the weighted ridge regression's; held-out predictions leave the fold out."""
+    """For few and many dimensions, weights, scatter and held-out predictions match weighted ridge regressions."""
     vectors = RANDOM.normal(size=(30, size)).astype(np.float32)
     ratings, roots = some_ratings(5, 30, 80), RANDOM.normal(size=(4, size, size)).astype(np.float32)
     prior = roots @ roots.transpose(0, 2, 1) / size + np.eye(size, dtype=np.float32)
@@ -93,12 +93,12 @@ def test_fit_users_holds_out(size: int) -> None:
             total += covariance + np.outer(weight, weight)
             expected[user, fold] = weight
         np.testing.assert_allclose(scatter[fold], total, rtol=1e-3, atol=1e-3)
-    # There is no fold 3: the last fit was on all of the users' ratings.
+    # There is no fold 3, so the last fit is on all ratings.
     np.testing.assert_allclose(weights, expected[:, 3], atol=1e-4)
 
 
 def test_habits() -> None:
-    """How many ratings, how far off, and of how good movies: by hand, and without the fold."""
+    """Counts, excess mean squares and surpluses are those computed by hand, also without the fold."""
     movie = [0, 1, 1]
     ratings = pd.DataFrame({"user": [0, 0, 1], "movie": movie, "fold": movie, "stars": [1.0, 3.0, -1.0], "root": 1.0})
     told, held_out = habits(ratings, np.array([0.5, -0.5]), 1.0)
@@ -109,7 +109,7 @@ def test_habits() -> None:
 
 
 def test_users_without_ratings() -> None:
-    """They are left out of batches and sums, and have the weights of the prior."""
+    """Users without ratings add nothing to sums and have the prior's mean as weights."""
     ratings = some_ratings(5, 30, 80)
     vectors, unit = RANDOM.normal(size=(30, 4)).astype(np.float32), np.eye(4, dtype=np.float32)
     few, many = (fit_users(vectors, ratings.assign(user=factor * ratings["user"]), unit) for factor in (1, 10))
@@ -119,7 +119,7 @@ def test_users_without_ratings() -> None:
 
 
 def test_taste_finds_the_source_that_counts() -> None:
-    """The prior keeps to the source that tastes come from; noise is not let in."""
+    """The prior finds the source that tastes come from, and suppresses the one of noise."""
     vectors = RANDOM.normal(size=(200, 8)).astype(np.float32)
     ratings = some_ratings(60, 200, 3000).assign(root=1.0)
     truth = RANDOM.normal(size=(60, 4))
@@ -130,12 +130,12 @@ def test_taste_finds_the_source_that_counts() -> None:
     assert worth[:4] == pytest.approx(1, rel=0.15)
     assert (worth[4:] < 0.2).all()
     assert np.corrcoef(taste.held_out_, signal)[0, 1] > 0.9
-    # The ratings' own noise is 1, four weights of 1 make 2.
+    # The ratings' own noise is 1; four weights of 1 have a strength of 2.
     assert (taste.noise_, taste.strengths_["a"]) == pytest.approx((1, 2), rel=0.15) and taste.strengths_["b"] < 0.4
 
 
 def test_sources_of_noise_are_worth_nothing() -> None:
-    """Most of many such sources are put out, however much the many users make of them by chance."""
+    """Most of many noise sources are suppressed, even though many users fit them by chance."""
     random = np.random.default_rng(0)
     vectors = random.normal(size=(200, 24)).astype(np.float32)
     user, movie = random.integers(0, 150, 6000), random.integers(0, 200, 6000)
@@ -149,7 +149,7 @@ def test_sources_of_noise_are_worth_nothing() -> None:
 
 
 def test_axes_are_those_of_what_is_rated() -> None:
-    """Where there are fewer axes than dimensions, those stay along which the rated movies differ most."""
+    """With fewer axes than dimensions, those along which the rated movies vary most are kept."""
     vectors = (RANDOM.normal(size=(100, 6)) * [0.1, 0.1, 1, 0.1, 0.1, 0]).astype(np.float32)
     vectors[60:, 5] = 50
     ratings = some_ratings(60, 60, 2000).assign(root=1.0)
@@ -159,7 +159,7 @@ def test_axes_are_those_of_what_is_rated() -> None:
 
 
 def test_unit_of_the_stars() -> None:
-    """Stars ten times as large have tastes ten times as large."""
+    """Tastes scale with the stars, the noise with their square."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
     ratings["stars"] += (vectors @ RANDOM.normal(size=(5, 40)))[ratings["movie"], ratings["user"]].astype(np.float32)
     frame = pd.DataFrame(vectors, columns=["a"] * 5)
@@ -170,7 +170,7 @@ def test_unit_of_the_stars() -> None:
 
 
 def test_doubtful_ratings_count_for_little() -> None:
-    """Ratings that are as far off as their weight is small move neither the scales nor the noise."""
+    """Noisy ratings of accordingly small weight hardly change other predictions or the noise."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800).assign(root=1.0)
     wild = some_ratings(40, 60, 800).assign(root=0.01)
     wild["stars"] *= 100
@@ -181,7 +181,7 @@ def test_doubtful_ratings_count_for_little() -> None:
 
 
 def test_prior_learns_how_weights_go_together() -> None:
-    """Where all users' tastes lie along one axis, learning that predicts held-out ratings better."""
+    """If all users' tastes lie along one axis, learning the covariance improves held-out predictions."""
     vectors = RANDOM.normal(size=(300, 12)).astype(np.float32)
     ratings = some_ratings(200, 300, 4000).assign(root=1.0)
     axis = (vectors.sum(axis=1) / 12**0.5)[ratings["movie"]] * RANDOM.normal(size=200)[ratings["user"]]
@@ -192,7 +192,7 @@ def test_prior_learns_how_weights_go_together() -> None:
 
 
 def test_round_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round makes the covariance the mean of what is expected of users' weights, the pseudo users' being the unit."""
+    """A round sets the covariance to the mean expected outer product of weights, the identity for pseudo users."""
     monkeypatch.setattr(FIXED, "pseudo_users", 7)
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
     table = pd.DataFrame(vectors, columns=["a"] * 5)
@@ -210,7 +210,7 @@ def test_round_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fold_that_hardly_anybody_rated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The covariance is learned for each fold, also where none of the users drawn rated a movie of the last."""
+    """Learning the covariance works even if only one of many users has rated movies of the last fold."""
     monkeypatch.setattr(FIXED, "coupled", 3)
     ratings = some_ratings(40, 30, 500)
     ratings = ratings[(ratings["fold"] < 2) | (ratings["user"] == 39)].reset_index(drop=True)
@@ -220,18 +220,18 @@ def test_fold_that_hardly_anybody_rated(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_all_movies_are_the_same_along_the_last_axis() -> None:
-    """Also after it was learned how weights go together; what is predicted stays the same."""
+    """Folding in the covariance keeps the last axis constant over movies, and changes no fit."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
     taste = Taste(4).fit(pd.DataFrame(vectors, columns=["a"] * 5), ratings, 3)
     design = np.column_stack([vectors, np.ones(60)]) @ taste.projection_
     assert design.shape == (60, 4) and np.ptp(design[:, -1]) == 0 < abs(design[0, -1])
-    # Along these axes the prior is the unit normal: they carry what was learned.
+    # On these axes the prior is the unit normal: the covariance is folded in.
     again, _, _ = fit_users(design, ratings, np.eye(4))
     np.testing.assert_allclose(again, taste.weights_, atol=1e-4)
 
 
 def test_prior_leaves_the_fold_out() -> None:
-    """What a fold's ratings say does not come into the prior that predicts them."""
+    """A fold's ratings do not enter the covariance of the prior that predicts them."""
     vectors, ratings = RANDOM.normal(size=(60, 5)).astype(np.float32), some_ratings(40, 60, 800)
     taste = Taste(6).fit(pd.DataFrame(vectors, columns=["a"] * 5), ratings)
     changed = ratings.assign(stars=ratings["stars"].where(ratings["fold"] != 1, -9))
@@ -244,7 +244,7 @@ def test_prior_leaves_the_fold_out() -> None:
 
 
 def test_users_who_rate_all_movies_the_same() -> None:
-    """Where tastes explain all that there is, and users have fewer ratings than axes, the fits stay exact."""
+    """Fits stay accurate where tastes explain the ratings fully and users have fewer ratings than axes."""
     vectors, ratings = RANDOM.normal(size=(400, 100)).astype(np.float32), some_ratings(50, 400, 3000)
     ratings = ratings.assign(stars=ratings["user"].to_numpy(np.float32) % 5 - 2, root=1.0)
     taste = Taste(100).fit(pd.DataFrame(vectors, columns=["a"] * 100), ratings, 4)
