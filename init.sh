@@ -16,8 +16,8 @@ least_free_kilobytes=2000000
 child=
 locked=
 
-# Tells on one line whether a Python can be used: version|what is wrong with it, or nothing|its executable.
-# The executable is the one below a virtual environment, since .env itself may be active while it is rebuilt.
+# Prints on one line whether a Python can be used: version|what is wrong with it, or nothing|its executable.
+# In a virtual environment that is the base executable, as .env itself may be active while it is rebuilt.
 probe='
 import sys
 
@@ -54,7 +54,7 @@ wheels = [wheel for folder in folders if folder for wheel in pathlib.Path(folder
 print(wheels[0] if wheels else "")
 '
 
-# Nothing is built from source, and what is never imported is not compiled.
+# Wheels only, so nothing is built from source; bytecode is left to the first import.
 install_options=(--no-compile --only-binary=:all: --progress-bar off --retries 2)
 
 say() {
@@ -79,7 +79,7 @@ finish() {
     exit "$status"
 }
 
-# What a finished build leaves behind: the list, the Python and, as scripts in a venv hold its path, the place.
+# Identifies a finished build by the package list, the Python version and the path, which a venv's scripts contain.
 expected_stamp() {
     local version
     version=$("$env_dir/bin/python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || return 1
@@ -91,7 +91,7 @@ is_complete() {
     [ -f "$stamp" ] && expected=$(expected_stamp) && [ "$(cat "$stamp")" = "$expected" ]
 }
 
-# A symbolic link is made or refused in one step, so it serves as a lock that holds a process id.
+# Making a symbolic link is atomic, so one serves as the lock; its target is the holder's process id.
 take_lock() {
     local holder
     if ! ln -s "$$" "$lock" 2>/dev/null; then
@@ -125,7 +125,7 @@ list_packages() {
     ' environment.yml
 }
 
-# Every Python on the PATH, newest first: "name|path". Some of them may be shims that only fail.
+# Every Python on the PATH, newest first: "name|path". Some may be shims that always fail.
 list_pythons() {
     local name
     for name in python3.14 python3.13 python3.12 python3.11 python3; do
@@ -133,7 +133,7 @@ list_pythons() {
     done
 }
 
-# What the probe says of each, every executable once: "name|version|flaw|executable".
+# Probes each Python, every executable once: "name|version|flaw|executable".
 probe_pythons() {
     local name path version flaw executable seen='|'
     while IFS='|' read -r name path; do
@@ -147,7 +147,7 @@ probe_pythons() {
     done < <(list_pythons)
 }
 
-# In the background, so that a signal ends it at once; with a dot a second as a sign of life.
+# Runs a command in the background, so that a signal ends it at once, and prints a dot a second.
 run_logged() {
     local status=0 tick=0
     "$@" >>"$log" 2>&1 </dev/null &
@@ -166,7 +166,7 @@ install() {
     run_logged "$env_dir/bin/python" "$@" "${install_options[@]}"
 }
 
-# Runs the pip wheel that comes with Python to install pip: much faster than to unpack and compile that wheel first.
+# Runs the pip wheel that comes with Python to install pip: much faster than unpacking and compiling it first.
 install_pip() {
     local pin wheel
     pin=$(grep '^pip==' "$env_dir/requirements.txt" || true)
@@ -178,7 +178,7 @@ install_pip() {
     fi
 }
 
-# Fails with the reason, or returns where only this Python is to blame and another may do.
+# Fails with the reason, or returns if only this Python is at fault and another one may work.
 explain_failure() {
     local version=$1 reason
     printf '\n'
@@ -198,7 +198,7 @@ build() {
     local version=$1 executable=$2
     say "building .env with Python $version ($executable); this takes a minute or two"
     rm -rf "$env_dir"
-    # The folder is marked as ours before anything else is in it.
+    # The log marks the folder as ours before anything else is in it.
     { mkdir "$env_dir" && : >"$log"; } || fail ".env cannot be written to"
     if list_packages >"$env_dir/requirements.txt" &&
         run_logged "$executable" -I -m venv --without-pip "$env_dir" &&
@@ -217,7 +217,7 @@ install_with_newest() {
         if [ -n "$flaw" ]; then
             flaws="$flaws, $name is $version, $flaw"
         elif [ "${version%.*}" = "$failed" ]; then
-            continue # What lacks a package for one 3.x lacks it for the other as well.
+            continue # A package missing for one Python 3.x is missing for every patch release of it.
         elif build "$version" "$executable"; then
             return
         else
@@ -247,7 +247,7 @@ main() {
     take_lock
     check_disk
     install_with_newest
-    # The stamp comes last and in one piece.
+    # The stamp is written last, and atomically.
     { expected_stamp >"$stamp.new" && mv "$stamp.new" "$stamp"; } || fail "the disk is full"
     say "done in $SECONDS s; to use it: source .env/bin/activate"
 }

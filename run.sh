@@ -2,18 +2,18 @@
 # Starts the service, trains and predicts over HTTP, scores the predictions and the code, and prints the total.
 #
 #   DATA=<folder or URL>   holds df_train.csv, df_test.csv, df_movies.csv and perhaps df_test_ratings.csv
-#   ENDPOINT=<url>         speaks the public challenge's protocol instead, with or without a slash at its end
-#   PORT=<number>          where the server listens, 9876 if not given
-#   CHALLENGE_ENCODER      a hub name or a folder; if not given, the default of the service when it can be had,
-#                          else the small encoder that the project carries
-#   CHALLENGE_TEACH and others of the README's settings, but for the key and the places of a server elsewhere
+#   ENDPOINT=<url>         a server of the public challenge's protocol to use instead; a final slash is optional
+#   PORT=<number>          port of the server, 9876 by default
+#   CHALLENGE_ENCODER      hub name or folder; by default the service's default if it is cached or the hub can be
+#                          reached, else the small encoder in this repository
+#   CHALLENGE_TEACH and the README's other settings, except the API key, the catalogue and the models folder
 #
-# Without DATA and ENDPOINT it takes the demo data. All of a run lies in .run/, which the next run deletes;
-# submission.json and result.json lie beside this script.
+# Without DATA and ENDPOINT it uses the demo data. A run keeps its files in .run/, which the next run deletes;
+# submission.json and result.json are written beside this script.
 set -euo pipefail
 
 unset CDPATH PYTHONHOME PYTHONPATH FORCE_COLOR MYPY_FORCE_COLOR
-# Those of a server elsewhere, lest this run trains with its catalogue and puts a model in the place of its own.
+# These may be another server's: this run must not train on its catalogue or replace its model.
 unset CHALLENGE_API_KEY CHALLENGE_CATALOGUE CHALLENGE_MODELS
 export NO_COLOR=1
 
@@ -59,12 +59,12 @@ place() {
     printf '%s' "$title"
 }
 
-# For the small programs below: nothing of the user's own Python settings, text in UTF-8.
+# Runs the small programs below, without the user's Python settings and with text in UTF-8.
 python() {
     "$tools/python" -I -X utf8 "$@"
 }
 
-# Stops a process and all that it started: each is a process group of its own.
+# Stops a process and all that it started, which form a process group.
 stop_group() {
     local leader=$1
     kill -TERM -- "-$leader" 2>/dev/null || return 0
@@ -104,7 +104,7 @@ finish() {
     exit "$status"
 }
 
-# Runs a command in the background, where a signal to this script does not have to wait for its end.
+# Runs a command in the background, so that a signal to this script need not wait for its end.
 attend() {
     local status=0
     set -m
@@ -134,7 +134,7 @@ attend_within() {
     ' bash "$limit" "$@" 2>/dev/null
 }
 
-# Stops the server should this script be killed without a chance to do so itself.
+# Stops the server if this script is killed before it can do so itself.
 watch() {
     while kill -0 "$1"; do
         sleep 1
@@ -191,7 +191,7 @@ git_setting() {
     git -C "$root" config "user.$1" 2>/dev/null || true
 }
 
-# The public challenge wants a name; who runs this by hand is asked for what git does not know.
+# The public challenge wants a name and an e-mail address; in a terminal, those that git lacks are asked for.
 identify() {
     username=$(git_setting name)
     email=$(git_setting email)
@@ -207,7 +207,7 @@ prepare() {
     check_port
     choose_data
     identify
-    # The server runs in .run, so what is given by a relative path is named by its full one.
+    # The server runs in .run, so relative paths are made absolute.
     if [ -n "${CHALLENGE_ENCODER:-}" ] && [ -d "$caller/$CHALLENGE_ENCODER" ]; then
         CHALLENGE_ENCODER=$(cd "$caller/$CHALLENGE_ENCODER" && pwd -P)
         export CHALLENGE_ENCODER
@@ -223,7 +223,7 @@ prepare() {
 
 # --- Data --------------------------------------------------------------------------------------------------------
 
-# Gets a URL into a file; the HTTP status is in $answered.
+# Downloads a URL to a file, and sets $answered to the HTTP status.
 http_get() {
     attend curl --silent --show-error --location --retry 2 --connect-timeout 15 --speed-limit 1 --speed-time 60 \
         --output "$2" --write-out '%{http_code}' "$1" >status.txt 2>curl.err ||
@@ -264,7 +264,7 @@ get_from_url() {
     http_get "${DATA%/}/df_test_ratings.csv" df_test_ratings.csv
     case $answered in
     2??) ;;
-    403 | 404 | 410) rm -f df_test_ratings.csv ;; # Some stores answer 403 for what is not there.
+    403 | 404 | 410) rm -f df_test_ratings.csv ;; # Some stores answer 403 for a missing file.
     *) fail "${DATA%/}/df_test_ratings.csv answered $answered" ;;
     esac
 }
@@ -299,7 +299,7 @@ get_data() {
 
 # --- The server --------------------------------------------------------------------------------------------------
 
-# Whether the default encoder is in the cache or can be had from the hub now; without its patient retries.
+# Whether the default encoder is cached or the hub can be reached now, without the hub client's patient retries.
 default_encoder_in_reach() {
     attend_within 15 "$tools/python" -c '
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -364,7 +364,7 @@ wait_for_server() {
     done
 }
 
-# Posts a file; the answer is in the file $3, the seconds that it took in $seconds.
+# Posts a file, writes the answer to the file $3, and sets $seconds to the time it took.
 post_file() {
     local path=$1 file=$2 answer=$3 status kind
     if ! ask_server --form "file=@$file" --output "$answer" --write-out '%{http_code} %{time_total} %{content_type}' \
@@ -380,7 +380,7 @@ post_file() {
     note "$(LC_ALL=C printf '%.1f s' "$seconds")"
 }
 
-# One line for each part of the answer to the training.
+# Prints the report of the training, one line for each part.
 show_report() {
     python - <<'PYTHON'
 import json
@@ -412,8 +412,8 @@ predict() {
 
 # --- Code quality ------------------------------------------------------------------------------------------------
 
-# Runs a tool over the package; sets $errors to the lines of its output that match the pattern.
-# Above the status that means "found something", or if nothing was found in spite of it, the tool has crashed.
+# Runs a tool over the package; sets $errors to the number of lines of its output that match the pattern.
+# The tool has crashed if its status is above $found, that of findings, or not 0 although nothing was found.
 count_errors() {
     local pattern=$1 found=$2 tool=$3 status=0
     shift 3
@@ -425,7 +425,7 @@ count_errors() {
     fi
 }
 
-# Folders of tools are passed over; anything else with a .py outside challenge/ counts.
+# Counts the .py files outside challenge/, leaving out the folders of tools.
 count_strays() {
     find . -type d \( -path ./challenge -o -name .env -o -name .run -o -name .git -o -name .venv -o -name .tox \
         -o -name .nox -o -name '.*_cache' -o -name .hypothesis -o -name .ipynb_checkpoints -o -name .idea \
@@ -438,14 +438,14 @@ measure_quality() {
     files=$(count_strays)
     count_errors ':[0-9]+:[0-9]+: [A-Z]+[0-9]+ ' 1 flake8 challenge
     flake8=$errors
-    # Each line that isort would add or remove, blank ones too, is an error; a moved import is thus two.
+    # Each line that isort would add or remove, even a blank one, is an error, so a moved import counts twice.
     count_errors '^(\+($|[^+])|-($|[^-]))' 0 isort challenge --diff --quiet
     isort=$errors
     count_errors '^ +D[0-9]+: |: Cannot parse file' 1 pydocstyle challenge
     pydocstyle=$errors
     count_errors ': error: ' 1 mypy --config-file setup.cfg challenge
     mypy=$errors
-    # Nothing is left out for looking like generated code or like another file.
+    # Code counts even if it looks generated or duplicates another file.
     attend "$tools/pygount" challenge --suffix py --folders-to-skip '[...],tests' --duplicates \
         --generated '[regex](?!)' --format json --out "$run/pygount.json" >"$run/pygount.log" 2>&1 ||
         fail "pygount could not count the code: $(tail -n 1 "$run/pygount.log")"
@@ -600,7 +600,7 @@ report() {
 }
 
 main() {
-    # A signal may come while the error output of a command goes to a file.
+    # For finish: a signal may come while the error output of a command goes to a file.
     exec 9>&2
     trap finish EXIT
     trap 'exit 130' INT

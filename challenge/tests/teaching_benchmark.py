@@ -1,7 +1,7 @@
-"""What teaching an encoder is worth: tables in Markdown, of tasks, of what is trained, and of the ratings' errors.
+"""Measure what teaching an encoder is worth: Markdown tables of tasks, of parameters to train, and of rating errors.
 
-Run as ``python -m challenge.tests.teaching_benchmark tasks|policies|ratings DATA``, where the folder of data holds
-``df_movies.csv`` and ``df_train.csv``. Movies validate; of the ratings none is used but those for training.
+Run ``python -m challenge.tests.teaching_benchmark tasks|policies|ratings DATA``; the folder holds ``df_movies.csv`` and
+``df_train.csv``. Everything is validated on held-out movies, and only the ratings for training are used.
 """
 
 import argparse
@@ -45,14 +45,14 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 
 class Watched(teaching.Unfreezing):
-    """Says what is trained, and keeps the seconds of each epoch, the losses after it, and the parameters trained."""
+    """Sets what is trained, and records the seconds and loss of each epoch and the number of trained parameters."""
 
     seconds: list[float] = []
     losses: list[float] = []
     trained = 0
 
     def on_epoch_begin(self, arguments: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Start the clock."""
+        """Start the clock, and count the trained parameters."""
         super().on_epoch_begin(arguments, state, control, model)
         if not round(state.epoch):
             Watched.seconds, Watched.losses = [], []
@@ -60,11 +60,11 @@ class Watched(teaching.Unfreezing):
         self.started = perf_counter()
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        """Stop it."""
+        """Stop the clock."""
         Watched.seconds.append(perf_counter() - self.started)
 
     def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
-        """Keep the loss."""
+        """Record the loss."""
         Watched.losses.append(metrics["eval_loss"])
 
 
@@ -74,7 +74,7 @@ def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def plan_from(encoder: Path, epochs: int, **update: Any) -> Plan:
-    """Return the default plan, with the small encoder's rates, and with `liked` switched on."""
+    """Return the default plan with the carried encoder's training options and with `liked` switched on."""
     plan = read_plan(PLAN)
     plan.tasks[2].weight = LIKED
     training = plan.training | TRAINING | {"num_train_epochs": epochs, "disable_tqdm": True}
@@ -82,7 +82,7 @@ def plan_from(encoder: Path, epochs: int, **update: Any) -> Plan:
 
 
 def randomised(folder: Path) -> Path:
-    """Write the carried encoder with random weights."""
+    """Write an encoder like the carried one, but with random weights."""
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
     tokenizer.save_pretrained(folder)
     make_model(tokenizer.get_vocab(), SEED).save_pretrained(folder)
@@ -90,14 +90,14 @@ def randomised(folder: Path) -> Path:
 
 
 def score(task: Task, true: NDArray[Any], logits: NDArray[Any]) -> float:
-    """Score logits of what is labelled."""
+    """Score the logits of labelled rows."""
     return float(SCORES[task.kind](from_numpy(logits), from_numpy(true)))
 
 
 def regress(wide: Any, true: NDArray[Any], rows: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """Learn labels by logistic regressions on some rows, and return the log odds of the others."""
+    """Fit logistic regressions to the labels of some rows, and return the log odds of the others."""
     model = OneVsRestClassifier(LogisticRegression(C=10, max_iter=300)).fit(wide[rows], true[rows].astype(int))
-    # Of a single label there are two columns, the first for its absence.
+    # A single label has two columns, the first for its absence.
     width = true.shape[1]
     odds = np.log(model.predict_proba(wide[others])[:, -width:].clip(1e-9, 1 - 1e-9))
     logits: NDArray[Any] = odds - np.log1p(-np.exp(odds))
@@ -105,7 +105,7 @@ def regress(wide: Any, true: NDArray[Any], rows: NDArray[Any], others: NDArray[A
 
 
 def of_words(task: Task, labels: Labels, texts: list[str], ids: list[list[int]]) -> tuple[float, float]:
-    """Score the most frequent answer, and tf-idf weights with logistic regressions, on the plan's split."""
+    """Score the most frequent answer, and logistic regressions on tf-idf weights, on the plan's split."""
     taught, held_out = train_test_split(np.arange(len(texts)), test_size=0.1, random_state=SEED)
     if task.kind == "tokens":
         parts = [np.array(["", *map(str, row), ""]) for row in ids]
@@ -122,7 +122,7 @@ def of_words(task: Task, labels: Labels, texts: list[str], ids: list[list[int]])
 
 
 def tasks(data: Path, epochs: int, folder: Path) -> None:
-    """Compare the most frequent answer, tf-idf weights, one task at a time, and all at once, from random weights."""
+    """Compare the most frequent answer, tf-idf, and encoders taught one task or all at once, from random weights."""
     catalogue, ratings = read(data)
     start = randomised(folder / "random")
     plan = plan_from(start, epochs)
@@ -144,7 +144,7 @@ def tasks(data: Path, epochs: int, folder: Path) -> None:
 
 
 def held_out_error(catalogue: pd.DataFrame, ratings: pd.DataFrame, hidden: Any, encoder: Path | None) -> float:
-    """Give the squared error of ratings that neither the encoder nor the model was shown, by movie."""
+    """Return the mean squared error on the hidden movies' ratings, which neither encoder nor model has seen."""
     embeddings = vectors(catalogue, encoder)
     with threadpool_limits(limits=1, user_api="blas"):
         model = fit_model(ratings[~hidden].reset_index(drop=True), catalogue, embeddings, 0, str)
@@ -153,7 +153,7 @@ def held_out_error(catalogue: pd.DataFrame, ratings: pd.DataFrame, hidden: Any, 
 
 
 def vectors(catalogue: pd.DataFrame, encoder: Path | None) -> NDArray[np.float32]:
-    """Encode the overviews, or leave them out."""
+    """Return the embeddings of the overviews, or NaN without an encoder."""
     if encoder is None:
         return np.full((len(catalogue), 1), np.nan, np.float32)
     with tempfile.TemporaryDirectory() as cache:
@@ -162,16 +162,16 @@ def vectors(catalogue: pd.DataFrame, encoder: Path | None) -> NDArray[np.float32
 
 
 def hidden_movies(ratings: pd.DataFrame, fold: int) -> Any:
-    """Tell which ratings are of a fold's movies."""
+    """Return a mask of the ratings of a fold's movies."""
     movies = np.sort(ratings["movieId"].astype(str).unique())
     np.random.default_rng(SEED).shuffle(movies)
     return ratings["movieId"].isin(movies[fold::5])
 
 
 def policies(data: Path, epochs: int, folder: Path) -> None:
-    """Compare what is trained on half of the movies, from an encoder that was taught the other half.
+    """Compare which parameters to train on half of the movies, starting from an encoder taught on the other half.
 
-    The ratings of a fifth of the movies are hidden from all; on them the errors are measured.
+    The ratings of a fifth of the movies are hidden from every training; the errors are measured on them.
     """
     catalogue, ratings = read(data)
     hidden, start, new = hidden_movies(ratings, 0), folder / "start", catalogue.iloc[1::2]
@@ -182,7 +182,7 @@ def policies(data: Path, epochs: int, folder: Path) -> None:
     error = held_out_error(catalogue, ratings, hidden, start)
     print(f"| nothing | 0 | | | | | | | {error:.4f} |", flush=True)
     for name, update in POLICIES.items():
-        # Starts the count of the peak anew.
+        # Resets the peak memory of this process.
         Path("/proc/self/clear_refs").write_text("5")
         report = teach(new, ratings[~hidden], folder / name, plan_from(start, epochs, **update))
         peak = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
@@ -198,11 +198,11 @@ def policies(data: Path, epochs: int, folder: Path) -> None:
 
 
 def errors(data: Path, epochs: int, folder: Path) -> None:
-    """Compare the ratings' errors on held-out movies without overviews, and with encoders, same folds.
+    """Compare rating errors on held-out movies without overviews and with several encoders, on the same folds.
 
-    The first table is of fits that may use all ratings for their folds, as none of these encoders has seen one, and has
-    the means of five seeds. The second hides folds of movies from an encoder that is taught `liked`, and from the
-    model.
+    The first table has the means of five seeds of the model's own cross-validation: it may use all ratings, as its
+    encoders have seen none. The second hides the ratings of each fold of movies from the model, and from the encoder
+    that is taught `liked`.
     """
     catalogue, ratings = read(data)
     encoders = {"no overview": None, "random": randomised(folder / "random"), "carried": ENCODER}

@@ -88,7 +88,7 @@ def write_program(path: Path, text: str) -> None:
 
 
 def wait_until(condition: Any) -> None:
-    """Wait for what another process is to do, within reason."""
+    """Wait, for at most 30 seconds, until another process has met a condition."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -96,7 +96,7 @@ def wait_until(condition: Any) -> None:
 
 
 def is_open(port: int) -> bool:
-    """Tell whether something listens on a port of this machine."""
+    """Return whether something listens on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -124,16 +124,16 @@ class Harness:
         (root / "gitconfig").write_text("[user]\nname = Ada\nemail = ada@example.com\n", encoding="utf-8")
 
     def use_real(self, *tools: str) -> None:
-        """Take tools of the environment that runs the tests."""
+        """Use tools of the environment that runs the tests."""
         for tool in tools:
             write_program(self.root / ".env/bin" / tool, f'#!/bin/sh\nexec "{TOOLS / tool}" "$@"\n')
 
     def stub(self, tool: str, output: str, status: int) -> None:
-        """Replace a tool by one that says always the same."""
+        """Replace a tool by one with a fixed output and exit status."""
         write_program(self.root / ".env/bin" / tool, f'#!/bin/sh\ncat <<"END"\n{output}\nEND\nexit {status}\n')
 
     def start(self, **settings: str) -> subprocess.Popen[str]:
-        """Start run.sh with nothing of the caller's settings."""
+        """Start run.sh without the caller's settings."""
         others = "DATA", "ENDPOINT", "CHALLENGE_"
         env = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         env |= {"GIT_CONFIG_GLOBAL": str(self.root / "gitconfig"), "CHALLENGE_ENCODER": "some/encoder"}
@@ -150,7 +150,7 @@ class Harness:
         )
 
     def run(self, **settings: str) -> tuple[int, str]:
-        """Give the exit status and the output of a whole run, after which no server may be left."""
+        """Finish a run, check that no server is left, and return the exit status and the output."""
         process = self.start(**settings)
         output, _ = process.communicate(timeout=60)
         assert not is_open(self.port)
@@ -164,7 +164,7 @@ class Harness:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Harness:
-    """Set up run.sh below a path with a space."""
+    """Set up run.sh in a path with a space."""
     return Harness(tmp_path / "a root")
 
 
@@ -182,7 +182,7 @@ class Web(ThreadingHTTPServer):
 
 
 class Page(BaseHTTPRequestHandler):
-    """One request to it."""
+    """A request to the web server."""
 
     server: Web
 
@@ -195,11 +195,11 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        """Give a page."""
+        """Send a page."""
         self.answer(self.server.pages.get(self.path))
 
     def do_POST(self) -> None:
-        """Take a result."""
+        """Accept a result, and answer."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.posted.append((self.path, json.loads(body)))
         self.answer(self.server.pages.get("/api/answer", '{"text": "Well done, Ada"}'))
@@ -210,7 +210,7 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    """Serve the tables, the truth left out."""
+    """Serve the tables except the true ratings."""
     with Web({name: text for name, text in TABLES.items() if name != "df_test_ratings.csv"}) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -220,7 +220,7 @@ def web() -> Iterator[Web]:
 
 
 def test_whole_run_and_every_formula(harness: Harness) -> None:
-    """Check all ten steps, the scores of known findings and what is written where."""
+    """A run takes ten steps, scores known findings by the formulas, and writes its files where they belong."""
     for tool, (output, status) in FINDINGS.items():
         harness.stub(tool, output, status)
     (harness.root / "df_movies.csv").write_text("mine", encoding="utf-8")
@@ -248,7 +248,7 @@ def test_whole_run_and_every_formula(harness: Harness) -> None:
 
 
 def test_real_tools_agree_with_their_patterns(harness: Harness) -> None:
-    """Run the real tools, whatever the user has told them of colours, over code with one finding or two for each."""
+    """The patterns count the real tools' one or two findings each, whatever the user has set for colours and Python."""
     harness.use_real(*FINDINGS, "pygount")
     code = '"""A module."""\nimport os\nimport abc\n\n\ndef f(x):\n    return abc, x\n'
     (harness.root / "challenge" / "__init__.py").write_text(SERVICE + "\n\nVALUE = 3\n", encoding="utf-8")
@@ -267,7 +267,7 @@ def test_real_tools_agree_with_their_patterns(harness: Harness) -> None:
 
 @pytest.mark.parametrize(("tool", "crash"), [("flake8", 1), ("isort", 1), ("mypy", 2), ("pygount", 1)])
 def test_crash_of_a_tool_is_no_clean_result(harness: Harness, tool: str, crash: int) -> None:
-    """Fail the step when a tool ends badly without a finding, or with more than findings."""
+    """A tool that fails without a finding, or with a higher status than findings give, fails the step."""
     harness.stub(tool, "challenge/a.py:1: error: Invalid syntax  [syntax]", crash)
     status, output = harness.run()
     assert status == 1
@@ -284,7 +284,7 @@ def test_crash_of_a_tool_is_no_clean_result(harness: Harness, tool: str, crash: 
     ],
 )
 def test_failing_service(harness: Harness, mood: str, step: int, reason: str) -> None:
-    """End with the step, the reason and what the service said."""
+    """A failing service ends the run, which names the step, the reason and what the service said."""
     (harness.root / "result.json").write_text("of an earlier run", encoding="utf-8")
     status, output = harness.run(MOOD=mood)
     assert status == 1
@@ -296,7 +296,7 @@ def test_failing_service(harness: Harness, mood: str, step: int, reason: str) ->
 
 
 def test_busy_port(harness: Harness) -> None:
-    """Leave a program alone that listens on the port already."""
+    """If another program already listens on the port, the run ends before it makes a folder."""
     with socket.socket() as other:
         other.bind(("", harness.port))
         other.listen()
@@ -308,7 +308,7 @@ def test_busy_port(harness: Harness) -> None:
 
 
 def test_missing_data(harness: Harness) -> None:
-    """Name the file, the folder or the environment that is not there."""
+    """The error names the missing file, folder or environment; data in .run is refused."""
     (harness.root / "challenge" / "demo" / "df_movies.csv").unlink()
     status, output = harness.run()
     assert status == 1 and "holds no df_movies.csv" in output
@@ -323,9 +323,9 @@ def test_missing_data(harness: Harness) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_signals_stop_the_server(harness: Harness, name: str) -> None:
-    """Stop the server with the script, even with one that had no chance to do it."""
+    """The server stops with the script, even if the script is killed without a chance to stop it."""
     number = signal.Signals[name]
-    # A program that ignores a signal hands that on, and bash cannot undo it.
+    # Child processes inherit ignored signals, and bash cannot trap those.
     handler = None if name == "SIGKILL" else signal.signal(number, signal.default_int_handler)
     try:
         process = harness.start(MOOD="hangs")
@@ -345,7 +345,7 @@ def test_signals_stop_the_server(harness: Harness, name: str) -> None:
 
 
 def test_encoder_when_the_hub_is_out_of_reach(harness: Harness) -> None:
-    """Fall back on the encoder that the project carries and say so."""
+    """Without the hub, run.sh falls back on the carried encoder and says so."""
     settings = {"HF_HOME": str(harness.root / "hub"), "HF_ENDPOINT": f"http://127.0.0.1:{harness.port}"}
     status, output = harness.run(CHALLENGE_ENCODER="", **settings)
     assert status == 0, output
@@ -353,7 +353,7 @@ def test_encoder_when_the_hub_is_out_of_reach(harness: Harness) -> None:
 
 
 def test_settings_of_a_server_elsewhere(harness: Harness) -> None:
-    """Leave its key and its places out; give the service the full path of a plan."""
+    """Another server's key, catalogue and models folder are not passed on; a plan is, by its full path."""
     (harness.root.parent / "plan.yaml").touch()
     elsewhere = {f"CHALLENGE_{name}": "elsewhere" for name in ("API_KEY", "CATALOGUE", "MODELS")}
     status, output = harness.run(CHALLENGE_TEACH="plan.yaml", CHALLENGE_SEED="7", **elsewhere)
@@ -367,7 +367,7 @@ def test_settings_of_a_server_elsewhere(harness: Harness) -> None:
 
 
 def test_data_from_the_web(harness: Harness, web: Web) -> None:
-    """Take the files below a URL; without the truth there is no total."""
+    """Data can come from a URL: without the true ratings there is no total, without another file no run."""
     (harness.root / "gitconfig").write_text("", encoding="utf-8")
     status, output = harness.run(DATA=f"{web.url}/data/")
     assert status == 0, output
@@ -381,7 +381,7 @@ def test_data_from_the_web(harness: Harness, web: Web) -> None:
 
 
 def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
-    """Ask for the URLs, post the result and print what the answer says."""
+    """A run asks for the data's URLs, posts the result and prints the answer's text, without which it fails."""
     status, output = harness.run(ENDPOINT=f"{web.url}/api/")
     assert status == 0, output
     assert output.splitlines()[-1] == "Well done, Ada"
@@ -395,14 +395,14 @@ def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
 
 
 def test_conda_gets_no_newer_python_than_init_looks_for() -> None:
-    """Keep conda from a Python that the packages of the list are not there for."""
+    """Conda gets no newer Python than init.sh looks for, as the packages may lack support for it."""
     python, *_ = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
     [newest] = re.findall(r"for name in python3\.(\d+)", (PROJECT / "init.sh").read_text())
     assert python == f"python>=3.11,<3.{int(newest) + 1}"
 
 
 class Builder:
-    """A copy of init.sh on a PATH with no Python but those put there."""
+    """A copy of init.sh, with a PATH that has no Python but those added to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -432,7 +432,7 @@ class Builder:
         )
 
     def run(self, **settings: str) -> tuple[int, str, str]:
-        """Give the exit status, the output and the errors of a whole run."""
+        """Finish a run, check that no lock is left, and return the exit status, the output and the errors."""
         process = self.start(**settings)
         output, errors = process.communicate(timeout=120)
         assert not os.path.lexists(self.root / ".env.lock")
@@ -446,7 +446,7 @@ class Builder:
 
 @pytest.fixture
 def builder(tmp_path: Path) -> Builder:
-    """Set up init.sh below a path with a space, beside a stub Python and a shim that only fails."""
+    """Set up init.sh in a path with a space, with a stub Python and a shim that always fails."""
     builder = Builder(tmp_path / "a root")
     write_program(builder.programs / "python3.14", "#!/bin/sh\necho 'python3.14: command not found' >&2\nexit 127\n")
     write_program(builder.programs / "python3", PYTHON)
@@ -454,7 +454,7 @@ def builder(tmp_path: Path) -> Builder:
 
 
 def test_init_builds_a_real_environment(tmp_path: Path) -> None:
-    """Install a package with the real Python and pip, whatever the user's own settings of these, then do nothing."""
+    """The real Python and pip install a package, whatever the user's settings for them; a second run does nothing."""
     builder = Builder(tmp_path / "a root")
     builder.list_packages("tiny==1.0")
     (builder.programs / "python3.11").symlink_to(sys.executable)
@@ -472,7 +472,7 @@ def test_init_builds_a_real_environment(tmp_path: Path) -> None:
 
 
 def test_init_builds_once_for_each_list(builder: Builder) -> None:
-    """Do nothing for the same list, and build again for another."""
+    """The same list of packages is not built again, another one is."""
     status, output, errors = builder.run()
     assert (status, errors) == (0, ""), output
     assert "Python 3.12.1" in output
@@ -501,7 +501,7 @@ def test_init_builds_once_for_each_list(builder: Builder) -> None:
     ],
 )
 def test_init_fails_with_one_line(builder: Builder, settings: dict[str, str], reason: str) -> None:
-    """Say what is wrong in one line, and build again next time."""
+    """A failure is reported in one line, and the next run builds again."""
     status, _, errors = builder.run(**settings)
     assert status == 1
     assert errors.count("\n") == 1 and reason in errors
@@ -509,7 +509,7 @@ def test_init_fails_with_one_line(builder: Builder, settings: dict[str, str], re
 
 
 def test_init_takes_an_older_python(builder: Builder) -> None:
-    """Where the newest Python lacks a package, say so, and take one of an earlier version."""
+    """If a package is missing for the newest Python, init.sh says so and takes an earlier minor version."""
     newer = PYTHON.replace("${PIP_IS:-}", "No matching distribution found for one==1.0")
     for name, version in (("python3.13", "3.13.1"), ("python3.12", "3.13.0")):
         write_program(builder.programs / name, newer.replace("3.12.1", version))
@@ -519,7 +519,7 @@ def test_init_takes_an_older_python(builder: Builder) -> None:
 
 
 def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
-    """Refuse before anything is made."""
+    """Nothing is made if .env is something else, the disk is full, or there is no Python or package list."""
     (builder.root / ".env").write_text("SECRET=1", encoding="utf-8")
     assert "no virtual environment" in builder.run()[2]
     assert (builder.root / ".env").read_text() == "SECRET=1"
@@ -538,7 +538,7 @@ def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
 
 
 def test_init_is_interrupted(builder: Builder) -> None:
-    """Stop what is under way, repair what a stopped run left, and let one run at a time do it."""
+    """Only one run works at a time; a signal stops its pip too, and the next run repairs what a stopped one left."""
     dead = subprocess.Popen(["true"])
     dead.wait()
     (builder.root / ".env.lock").symlink_to(str(dead.pid))

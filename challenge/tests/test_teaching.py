@@ -53,7 +53,7 @@ NOBODY = pd.DataFrame({"userId": [], "movieId": [], "rating": []})
 
 
 def plan_of(encoder: Path, **update: Any) -> Plan:
-    """Plan to teach the synthetic tasks; what is given replaces the default."""
+    """Return a plan for the synthetic tasks; keyword arguments replace its defaults."""
     plan = read_plan(PLAN)
     training = plan.training | {"disable_tqdm": True, "learning_rate": 3e-3} | update.pop("training", {})
     return plan.model_copy(update={"encoder": str(encoder), "tasks": TASKS, "training": training} | update)
@@ -72,7 +72,7 @@ def movies() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write an encoder with random weights that knows the labelled catalogues' words."""
+    """Write an encoder with random weights whose vocabulary covers the labelled catalogues."""
     folder = tmp_path_factory.mktemp("tiny")
     make_encoder(folder, make_labelled(movies=500, seed=0)["overview"].tolist(), size=500)
     return folder
@@ -80,7 +80,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def batch(movies: pd.DataFrame, tiny: Path) -> dict[str, Any]:
-    """Encode a few texts of different lengths, with all labels."""
+    """Collate a few texts of different lengths, with all their labels."""
     encoded = AutoTokenizer.from_pretrained(tiny)([*movies["overview"]], return_offsets_mapping=True)
     labels = {task.name: read_labels(task, movies, encoded["offset_mapping"]) for task in TASKS}
     rows = pd.DataFrame({"input_ids": encoded["input_ids"]} | labels)
@@ -88,7 +88,7 @@ def batch(movies: pd.DataFrame, tiny: Path) -> dict[str, Any]:
 
 
 def gradients(tiny: Path, batch: dict[str, Any], tasks: list[Task]) -> dict[str, bytes]:
-    """Give the gradient of every parameter that has one, after one batch and always the same weights."""
+    """Return the gradients of all parameters that have one, after one batch and from the same weights every time."""
     torch.manual_seed(0)
     outputs = {task.name: batch["labels"][task.name].shape[2] for task in TASKS}
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS, outputs, None, 0).train()
@@ -101,7 +101,7 @@ def gradients(tiny: Path, batch: dict[str, Any], tasks: list[Task]) -> dict[str,
 
 @pytest.mark.parametrize("silent", TASKS, ids=lambda task: task.name)
 def test_silent_tasks_change_no_gradient(tiny: Path, batch: dict[str, Any], silent: Task) -> None:
-    """A task of weight 0, one without labels and one that is not there leave the same gradients, to the last bit."""
+    """A task of weight 0, one without labels and an absent one give the same gradients, bit for bit."""
     alone = gradients(tiny, batch, [task for task in TASKS if task != silent])
     weightless = [task.model_copy(update={"weight": 0.0}) if task == silent else task for task in TASKS]
     assert gradients(tiny, batch, weightless) == alone
@@ -111,25 +111,25 @@ def test_silent_tasks_change_no_gradient(tiny: Path, batch: dict[str, Any], sile
 
 
 def test_nothing_labelled(tiny: Path, batch: dict[str, Any]) -> None:
-    """A batch without any label has a loss of 0, to be followed, and no gradient."""
+    """The loss of a batch without any label can be backpropagated, and gives no gradient."""
     labels = {name: torch.full_like(label, NONE) for name, label in batch["labels"].items()}
     assert gradients(tiny, batch | {"labels": labels}, TASKS) == {}
 
 
 def test_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
-    """Hidden words are guessed while learning alone; padding and special tokens are never among them."""
+    """Masked words are guessed in training only; neither padding nor the leading special token is masked."""
     mask = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(tiny)).torch_mask_tokens
     hidden = mask(batch["input_ids"].clone())[1]
     assert 0.05 < (hidden != NONE).sum() / batch["attention_mask"].sum() < 0.3
     assert (batch["attention_mask"][hidden != NONE] == 1).all() and (hidden[:, 0] == NONE).all()
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), [], {}, mask, masked=2.0)
-    # Untrained, it is as good as drawing lots.
+    # Untrained guesses are no better than chance.
     assert model.train()(**batch)["loss"].item() == pytest.approx(2 * np.log(model.encoder.config.vocab_size), rel=0.1)
     assert model.eval()(**batch)["loss"].item() == 0
 
 
 def test_guesses_of_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
-    """The encoder does not see the hidden words, and they alone are guessed."""
+    """The encoder reads the masked text, and only masked words are guessed; weight 0 makes no head for them."""
     torch.manual_seed(0)
     ids, there = batch["input_ids"], batch["attention_mask"]
     seen, hidden = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(tiny)).torch_mask_tokens(ids.clone())
@@ -143,7 +143,7 @@ def test_guesses_of_masked_words(tiny: Path, batch: dict[str, Any]) -> None:
 
 
 def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
-    """More padding changes no loss, no score and no logit of what is labelled."""
+    """More padding changes no loss, no score and no logit of a labelled token."""
     padded = {name: torch.nn.functional.pad(batch[name], (0, 30)) for name in ("input_ids", "attention_mask")}
     entities = torch.nn.functional.pad(batch["labels"]["entities"], (0, 0, 0, 30), value=NONE)
     padded["labels"] = batch["labels"] | {"entities": entities}
@@ -162,7 +162,7 @@ def test_padding_changes_nothing(tiny: Path, batch: dict[str, Any]) -> None:
 
 
 def test_labels(movies: pd.DataFrame) -> None:
-    """Labels are what the cells say: items, classes, standardised numbers, and tokens within an item's words."""
+    """Cells are read as labels: items, classes, standardised numbers, and the tokens within an item's name."""
     some = movies.copy()
     some.loc[some.index[0], ["genres", "mood", "runtime", "keywords"]] = np.nan
     some.loc[some.index[1], "mood"] = "Rare"
@@ -187,17 +187,17 @@ def test_labels(movies: pd.DataFrame) -> None:
 
 
 def test_scores() -> None:
-    """Every pair of a movie and an item counts alike; where no token is or was thought to be one, the score is 0."""
+    """Average precision counts all pairs of movie and item alike; F1 without true or predicted tokens is 0."""
     true = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
     logits = torch.tensor([[4.0, 5.0], [3.0, 0.0], [2.0, 1.0]])
-    # Of the ranks 1 to 6 the true pairs have 2, 3, 4 and 5.
+    # The true pairs have the ranks 2, 3, 4 and 5 of 6.
     assert SCORES["multi-label"](logits, true) == pytest.approx((1 / 2 + 2 / 3 + 3 / 4 + 4 / 5) / 4)
     assert SCORES["tokens"](-logits[:, :1], torch.zeros(3, 1)) == 0
     assert SCORES["single-label"](logits, true) == pytest.approx(2 / 3)
 
 
 def test_what_the_catalogue_lacks(movies: pd.DataFrame) -> None:
-    """A task without columns, or with too few movies, is refused with a reason."""
+    """A task whose column is missing, or that too few movies have labels for, is refused with a reason."""
     spans = [[(0, 0)]] * len(movies)
     with pytest.raises(ValueError, match="0 movies"):
         read_labels(Task(name="cast", kind="tokens", columns=["cast"]), movies, spans)
@@ -218,13 +218,13 @@ def test_a_value_is_all_of_a_cell(movies: pd.DataFrame) -> None:
 
 
 def test_an_item_that_is_there_twice(movies: pd.DataFrame) -> None:
-    """A movie has an item or has it not."""
+    """An item that a cell lists twice counts once."""
     labels = read_labels(TASKS[0], movies.assign(genres='["Drama", "Drama"]'), [[]] * len(movies))
     assert labels[0].tolist() == [[1.0]]
 
 
 def test_liked() -> None:
-    """A movie is liked that users rate above their own means; who rates all movies alike says nothing."""
+    """A movie is liked if users on average rate it above their own means, not at them; unrated, it has no label."""
     rows = [("a", "1", 5), ("a", "2", 4), ("b", "1", 2), ("b", "2", 1), ("b", "3", 3), ("c", "4", 5)]
     ratings = pd.DataFrame(rows, columns=["userId", "movieId", "rating"]).astype({"movieId": "category"})
     catalogue = pd.DataFrame(index=pd.Index([*"12345"]))
@@ -254,14 +254,14 @@ def test_liked() -> None:
     ],
 )
 def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
-    """A plan that cannot be used is refused by its name and what is wrong with it."""
+    """A plan that cannot be used is refused, and the error names the file and what is wrong."""
     (tmp_path / "plan.yaml").write_text(plan)
     with pytest.raises(PlanError, match=rf"(?s)plan\.yaml.*{told}"):
         read_plan(tmp_path / "plan.yaml")
 
 
 def test_numbers_of_a_plan(tmp_path: Path) -> None:
-    """A number without a point, such as 5e-5, which YAML takes for a word, is one; any other option stays as it is."""
+    """A number without a point, such as 5e-5, which YAML reads as a text, is converted; other options stay the same."""
     options = {"learning_rate": "5e-5", "num_train_epochs": 3, "seed": 1, "eval_strategy": "epoch", "fp16": False}
     plan = yaml.safe_load(PLAN.read_text("utf-8")) | {"training": options, "lora": {"lora_dropout": "1e-1"}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
@@ -270,14 +270,14 @@ def test_numbers_of_a_plan(tmp_path: Path) -> None:
 
 
 def test_plan_that_is_gone(tmp_path: Path) -> None:
-    """So is one that was moved away, or became a folder, under a running server."""
+    """A plan that was moved away or replaced by a folder is refused, and the error names it."""
     for path in (tmp_path, tmp_path / "gone.yaml"):
         with pytest.raises(PlanError, match=path.name):
             read_plan(path)
 
 
 def test_command_that_cannot(tmp_path: Path) -> None:
-    """What keeps the command from teaching is told in a line, not by a traceback."""
+    """The command ends with a message, not a traceback, if a table is missing or the encoder cannot be loaded."""
     (tmp_path / "movies.csv").write_text("movieId,overview\n1,A dog.\n")
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,1,5\n")
     for movies, ratings, told in [("no.csv", "ratings.csv", "no.csv"), ("movies.csv", "no.csv", "no.csv")]:
@@ -292,7 +292,7 @@ def test_command_that_cannot(tmp_path: Path) -> None:
 def test_nothing_to_learn(
     movies: pd.DataFrame, tiny: Path, tmp_path: Path, masked: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no task is left nothing is taught; masked words alone tell no epoch from a better one."""
+    """A plan without a task to learn is refused, even with masked words: they alone give no validation loss."""
     tasks = [TASKS[0].model_copy(update={"least": 999}), TASKS[1].model_copy(update={"weight": 0})]
     plan = read_plan(PLAN, encoder=str(tiny)).model_copy(update={"tasks": tasks, "masked": masked})
     ratings = pd.DataFrame({"userId": ["1"], "movieId": ["1"], "rating": [5.0]})
@@ -315,7 +315,7 @@ def test_nothing_to_learn(
 )
 @pytest.mark.parametrize("begin", ["on_train_begin", "on_epoch_begin"])
 def test_unfreezing(tiny: Path, begin: str, first: int, epoch: float, expected: set[str]) -> None:
-    """Each epoch trains what the last pattern that counts finds, and nothing else; so does what has none left."""
+    """Each epoch, and a training that has none left, unfreezes what the pattern in force finds, and nothing else."""
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     state = type("State", (), {"epoch": epoch})()
     patterns = {first: re.compile("^heads"), first + 1: re.compile(r"^heads|layer\.1\."), 3: re.compile(".")}
@@ -325,7 +325,7 @@ def test_unfreezing(tiny: Path, begin: str, first: int, epoch: float, expected: 
 
 
 def test_rates_fall_with_depth(tiny: Path) -> None:
-    """The heads learn at the full rate, each layer below at a share of that above, the embeddings slowest."""
+    """The heads learn at the full rate, each layer at a fraction of the rate above it, the embeddings slowest."""
     plan = plan_of(tiny, layer_decay=0.5)
     model = MultiTaskEncoder(AutoModel.from_pretrained(tiny), TASKS[:1], {"genres": 3}, None, 0)
     arguments = type("Arguments", (), {"learning_rate": 0.8, "weight_decay": 0.1})()
@@ -340,7 +340,7 @@ def test_rates_fall_with_depth(tiny: Path) -> None:
 
 
 def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
-    """From random weights, all kinds of tasks are learned together; the folder is an encoder that the service takes."""
+    """All kinds of tasks are learned together from random weights; the folder can be loaded as an encoder."""
     movies = make_labelled(movies=600, seed=1)
     training = {"num_train_epochs": 8, "per_device_train_batch_size": 8}
     figures = teach(movies, NOBODY, tmp_path, plan_of(tiny, training=training, layer_decay=1.0, held_out=0.15))
@@ -362,10 +362,10 @@ def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
     assert before.shape == after.shape and not np.allclose(before, after, atol=0.01)
 
 
-# transformers uses a name of its own that it has deprecated.
+# transformers itself uses an attribute that it has deprecated.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_lora(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
-    """Low-rank changes alone are learned; merged, they give the vectors that they gave beside the weights."""
+    """Only the low-rank changes are learned; merging them into the weights does not change the vectors."""
     tokens = AutoTokenizer.from_pretrained(tiny)(movies["overview"].tolist()[:8], padding=True, return_tensors="pt")
     options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_lin", "v_lin"]}
     model = get_peft_model(AutoModel.from_pretrained(tiny), LoraConfig(**options)).eval()
@@ -385,7 +385,7 @@ def test_lora(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
-    """A training that is killed in the middle of an epoch goes on, and ends as the one that was left alone."""
+    """A training killed in the middle of an epoch can be run again, and ends like an uninterrupted one."""
     plan = plan_of(tiny, training={"num_train_epochs": 3, "learning_rate": 1e-3})
     movies.to_csv(tmp_path / "movies.csv")
     pd.DataFrame({"userId": [1, 1], "movieId": [0, 1], "rating": [2, 4]}).to_csv(tmp_path / "ratings.csv")
@@ -410,7 +410,7 @@ def test_killed_in_an_epoch(movies: pd.DataFrame, tiny: Path, tmp_path: Path) ->
 def test_goes_on_where_it_was(
     movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training that was interrupted goes on where it was; epochs without a better loss before that count."""
+    """An interrupted training resumes at the epoch it was in; earlier epochs without a better loss still count."""
     plan, begun = plan_of(tiny, patience=2, training={"num_train_epochs": 5, "learning_rate": 0.0}), []
     whole, begin = teach(movies, NOBODY, tmp_path / "whole", plan), Unfreezing.on_epoch_begin
 
@@ -427,7 +427,7 @@ def test_goes_on_where_it_was(
 
 
 def test_what_is_read(movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Overviews are read as far as the plan says, and as many movies are held out."""
+    """The plan sets how many tokens of an overview are read, and how many movies are held out."""
     parts: list[list[dict[str, Any]]] = []
 
     def watched(rows: Any, **how: Any) -> Any:
@@ -442,7 +442,7 @@ def test_what_is_read(movies: pd.DataFrame, tiny: Path, tmp_path: Path, monkeypa
 
 
 def test_same_seed(movies: pd.DataFrame, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command prints the report, the same one for the same seed, whatever was drawn before."""
+    """The command prints the report, whose loss depends on the seed, not on what was drawn before."""
     movies.to_csv(tmp_path / "movies.csv")
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating\n1,1,5\n")
     losses: list[str] = []
@@ -457,7 +457,7 @@ def test_same_seed(movies: pd.DataFrame, tiny: Path, tmp_path: Path, capsys: pyt
 
 
 def test_first_stage_of_a_training(tmp_path: Path) -> None:
-    """By a setting the service teaches its encoder first, reports all tasks, and predicts with the new encoder."""
+    """With a plan set, the service first teaches its encoder, reports all tasks, and predicts with the result."""
     ratings = read_pairs(DEMO / "df_train.csv", rated=True).head(2_000)
     (tmp_path / "df_movies.csv").write_text((DEMO / "df_movies.csv").read_text("utf-8"), "utf-8")
     plan = read_plan(PLAN)
@@ -475,5 +475,5 @@ def test_first_stage_of_a_training(tmp_path: Path) -> None:
     pairs = ratings.head(5)
     predicted = service.serving().predict(pairs)
     assert np.isfinite(predicted).all()
-    # A later service, whose settings teach nothing, still reads overviews by the encoder of the model.
+    # A later service, whose settings name no plan and another encoder, predicts the same with this model.
     assert Service(settings).serving().predict(pairs).tolist() == predicted.tolist()
