@@ -159,10 +159,11 @@ def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert encoder == choose(str(tmp_path / "outlier"), 512, "fp32")
 
 
-def test_only_integers_prove_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_only_integers_prove_themselves(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A precision other than int8 is used unchecked, without the weights, as all overviews may be cached."""
     monkeypatch.setattr("challenge.encoder.load", lambda _: (_ for _ in ()).throw(OSError("the weights were touched")))
-    assert choose(str(ENCODER), 512, "fp32", tuple(TEXTS)) == MINI
+    assert choose(str(ENCODER), 512, precision, tuple(TEXTS)).precision == precision
 
 
 def test_few_texts_to_prove_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,13 +184,23 @@ def test_as_long_as_the_model_reads(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "has, precision",
-    [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_vnni", "int8"), ("avx512_f", "fp32"), ("cuda", "fp16")],
+    [
+        ({"avx512_bf16"}, "bf16"),
+        ({"amx_bf16"}, "bf16"),
+        ({"avx512_vnni"}, "int8"),
+        ({"avx512_vnni", "avx512_bf16"}, "bf16"),
+        ({"avx512_f"}, "fp32"),
+        ({"cuda", "avx512_bf16"}, "fp16"),
+        ({"cuda", "cuda_bf16"}, "bf16"),
+    ],
 )
-def test_fastest_precision(monkeypatch: pytest.MonkeyPatch, has: str, precision: str) -> None:
-    """`auto` chooses what the machine computes natively, or else fp32."""
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False, has: True, "cpu_name": "any"})
-    monkeypatch.setattr("torch.cuda.is_available", lambda: has == "cuda")
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+def test_fastest_precision(monkeypatch: pytest.MonkeyPatch, has: set[str], precision: str) -> None:
+    """`auto` chooses what the machine computes natively: bf16 before int8, a GPU before the CPU, or else fp32."""
+    capabilities: dict[str, Any] = {"avx512_vnni": False, "avx512_bf16": False, "cpu_name": "any"}
+    capabilities |= dict.fromkeys(has, True)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in has)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: "cuda_bf16" in has)
     assert choose(str(ENCODER), 512, "auto").precision == precision
 
 
@@ -270,11 +281,14 @@ def test_goes_on_after_a_kill(cache: Path) -> None:
 
 @pytest.mark.usefixtures("one_by_one")
 def test_keeps_the_newest(cache: Path) -> None:
-    """A call may encode more texts than the limit, but the cache keeps only as many vectors as that."""
+    """A call may encode more texts than the limit, but the cache keeps only as many vectors, the newest."""
     assert len(steps(TEXTS, cache, limit=20)) == len(TEXTS)
     with closing(sqlite3.connect(cache)) as store:
         assert store.execute("SELECT count(*) FROM vectors").fetchone() == (20,)
     assert len(steps(TEXTS, cache)) == len(TEXTS) - 20
+    newer = [f"{text} again" for text in TEXTS if text]
+    steps(newer, cache, limit=len(newer))
+    assert not steps(newer, cache) and len(steps(TEXTS, cache)) == len(TEXTS)
 
 
 @pytest.mark.usefixtures("one_by_one")
@@ -327,7 +341,7 @@ def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(path.name for path in cache.parent.iterdir()) == ["aside", cache.name]
 
 
-def test_locked_is_not_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_not_damage(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that cannot be written for now stays in place, and the error is raised."""
     vectors_of(TEXTS[:1], cache)
     error = sqlite3.OperationalError("database or disk is full")
@@ -377,7 +391,11 @@ def test_silent_hub(tmp_path: Path) -> None:
     """If the hub accepts the connection but never answers, the wait ends in an error."""
     with socket.create_server(("127.0.0.1", 0)) as hub:
         away = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "HF_HOME": str(tmp_path), "no_proxy": "*"}
+        away["HF_HUB_OFFLINE"] = "0"
         command = [sys.executable, "-c", "from challenge.encoder import choose; choose('no/such-encoder', 512, 'fp32')"]
         # The download itself would wait forever.
         told = subprocess.run(command, cwd=PROJECT, env=os.environ | away, stderr=subprocess.PIPE, timeout=60)
+        # It was asked.
+        hub.settimeout(0)
+        hub.accept()[0].close()
     assert b"EncoderUnavailableError: the encoder 'no/such-encoder' cannot be loaded: " in told.stderr

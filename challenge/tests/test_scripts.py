@@ -250,11 +250,13 @@ def test_whole_run_and_every_formula(harness: Harness) -> None:
 def test_real_tools_agree_with_their_patterns(harness: Harness) -> None:
     """The patterns count the real tools' one or two findings each, whatever the user has set for colours and Python."""
     harness.use_real(*FINDINGS, "pygount")
+    # Long enough to show if it were counted.
+    not_counted = '"""No lines of these count."""\n\n' + "".join(f"VALUE_{number} = {number}\n" for number in range(99))
     code = '"""A module."""\nimport os\nimport abc\n\n\ndef f(x):\n    return abc, x\n'
     (harness.root / "challenge" / "__init__.py").write_text(SERVICE + "\n\nVALUE = 3\n", encoding="utf-8")
     (harness.root / "challenge" / "code.py").write_text(code, encoding="utf-8")
     (harness.root / "challenge" / "tests").mkdir()
-    (harness.root / "challenge" / "tests" / "__init__.py").write_text('"""No lines of these count."""\n\nX = 1\n')
+    (harness.root / "challenge" / "tests" / "__init__.py").write_text(not_counted)
     (harness.root / "stray.py").touch()
     status, output = harness.run(FORCE_COLOR="1", MYPY_FORCE_COLOR="1", PYTHONHOME="/nowhere")
     assert status == 0, output
@@ -302,6 +304,8 @@ def test_busy_port(harness: Harness) -> None:
         other.listen()
         process = harness.start()
         output, _ = process.communicate(timeout=60)
+        # The other program still listens.
+        socket.create_connection(("127.0.0.1", harness.port), timeout=5).close()
     assert process.returncode == 1
     assert f"port {harness.port} is busy" in output
     assert not (harness.root / ".run").exists()

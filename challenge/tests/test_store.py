@@ -27,9 +27,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def train(store: Store, keep: int = 5) -> int:
-    """Save a model as a training does, and return its number."""
+    """Save a model as a training does, with its number in the report, and return the number."""
     number = store.begin()
-    store.save(MODEL, number, keep)
+    store.save(RatingModel(ARRAYS, MODEL.report | {"model": number}), number, keep)
     return number
 
 
@@ -46,7 +46,7 @@ def test_model_comes_back(store: Store) -> None:
     assert train(store) == 1
     assert (store.active(), store.state()) == (1, (1, 0))
     loaded = Store(store.folder).load(1)
-    assert loaded.report == MODEL.report
+    assert loaded.report == MODEL.report | {"model": 1}
     assert {name: array.tolist() for name, array in loaded.arrays.items()} == {
         name: array.tolist() for name, array in MODEL.arrays.items()
     }
@@ -130,7 +130,7 @@ def test_damaged_model(store: Store, damage: str) -> None:
         path.write_bytes(content[:-9] + b"x" + content[-8:] if damage == "a bit" else content[: len(content) // 2])
     with pytest.raises(ModelDamagedError, match=path.name):
         store.load(second)
-    assert store.load_active().report == MODEL.report
+    assert store.load_active().report["model"] == first
     store.path(first).unlink()
     with pytest.raises(NotTrainedError, match="no model"):
         store.load_active()
@@ -171,7 +171,7 @@ def test_removed_while_it_is_loaded(store: Store, monkeypatch: pytest.MonkeyPatc
         return load(number)
 
     monkeypatch.setattr(store, "load", late)
-    assert store.load_active().report == MODEL.report
+    assert store.load_active().report["model"] == second
     assert files(store) == [f"model-{second}.npz", f"model-{second + 1}.npz"]
 
 
@@ -218,7 +218,7 @@ def test_start_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
         return rows(self, query, *values)
 
     monkeypatch.setattr(Store, "_rows", full)
-    assert Store(store.folder).load_active().report == MODEL.report
+    assert Store(store.folder).load_active().report["model"] == number
     with pytest.raises(sqlite3.OperationalError, match="full"):
         store.alone()
     monkeypatch.undo()
@@ -228,13 +228,13 @@ def test_start_on_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_start_on_a_disk_that_is_only_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store whose lock file cannot be opened still loads its models."""
-    train(store)
+    number = train(store)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    assert Store(store.folder).load_active().report == MODEL.report
+    assert Store(store.folder).load_active().report["model"] == number
     with pytest.raises(OSError, match="Read-only"):
         store.alone()
 

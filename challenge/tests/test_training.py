@@ -148,10 +148,11 @@ def test_failure_leaves_no_encoder(service: Service, ratings: pd.DataFrame, monk
 
     # To record the reason takes disk space, too.
     monkeypatch.setattr(worker.store, "update", full)
-    _, report = worker.train(ratings.head(3_000))
+    number, report = worker.train(ratings.head(3_000))
     with pytest.raises(OSError, match="No space left"):
         report.result()
     assert sorted(service.settings.models.glob("*model*")) == files
+    assert "No space left" in worker.store.training(number)["error"]
 
 
 def test_failure_after_the_switch(
