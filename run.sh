@@ -207,13 +207,12 @@ prepare() {
     check_port
     choose_data
     identify
-    # The server runs in .run, so relative paths are made absolute.
+    # The server runs in .run, so relative paths are made absolute. What came by the environment is exported already.
     if [ -n "${CHALLENGE_ENCODER:-}" ] && [ -d "$caller/$CHALLENGE_ENCODER" ]; then
         CHALLENGE_ENCODER=$(cd "$caller/$CHALLENGE_ENCODER" && pwd -P)
-        export CHALLENGE_ENCODER
     fi
     if [ -n "${CHALLENGE_TEACH:-}" ] && [ -f "$caller/$CHALLENGE_TEACH" ]; then
-        export CHALLENGE_TEACH="$caller/$CHALLENGE_TEACH"
+        CHALLENGE_TEACH=$caller/$CHALLENGE_TEACH
     fi
     rm -rf "$run"
     rm -f "$root/submission.json" "$root/result.json"

@@ -47,6 +47,8 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send
     answer: dict[str, Any] = SETTINGS if trains else {"0": 3.0, "1": float("nan") if MOOD == "diverges" else 2.0}
     if trains and MOOD == "hangs":
         await receive()
+    if trains and MOOD == "vanishes":
+        os._exit(3)
     if trains and MOOD == "fails":
         answer, status = {"detail": "line 2, column rating"}, 422
     await send({"type": "http.response.start", "status": status, "headers": []})
@@ -191,12 +193,18 @@ class Page(BaseHTTPRequestHandler):
         body = (text or "").encode()
         self.send_response(404 if text is None else 200)
         self.send_header("Content-Length", str(len(body)))
+        # What the hub tells of a file.
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "abc")
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def do_GET(self) -> None:
         """Send a page."""
         self.answer(self.server.pages.get(self.path))
+
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         """Accept a result, and answer."""
@@ -244,6 +252,8 @@ def test_whole_run_and_every_formula(harness: Harness) -> None:
     assert (result["username"], result["email"], result["encoder"]) == ("Ada", "ada@example.com", "some/encoder")
     assert result["predictions"] == json.loads((harness.root / "submission.json").read_text()) == {"0": 3.0, "1": 2.0}
     assert f"{100 * result['total']:.2f} %" in output
+    assert "files 0, flake8 2, isort 2, pydocstyle 1, mypy 1 errors" in output
+    assert len(re.findall(r"^        \d+\.\d s$", output, re.MULTILINE)) == 2
     assert (harness.root / "df_movies.csv").read_text() == "mine"
 
 
@@ -273,7 +283,7 @@ def test_crash_of_a_tool_is_no_clean_result(harness: Harness, tool: str, crash: 
     harness.stub(tool, "challenge/a.py:1: error: Invalid syntax  [syntax]", crash)
     status, output = harness.run()
     assert status == 1
-    assert "[ 7/10]" in output and tool in output.splitlines()[-1]
+    assert "[ 7/10]" in output and "Invalid syntax" in output and tool in output.splitlines()[-1]
     assert not (harness.root / "result.json").exists()
 
 
@@ -282,6 +292,7 @@ def test_crash_of_a_tool_is_no_clean_result(harness: Harness, tool: str, crash: 
     [
         ("dies", 3, "the server ended"),
         ("fails", 4, "/ratings/train answered 422"),
+        ("vanishes", 4, "/ratings/train got no answer: curl: "),
         ("diverges", 8, "the predictions cannot be scored"),
     ],
 )
@@ -293,7 +304,7 @@ def test_failing_service(harness: Harness, mood: str, step: int, reason: str) ->
     last, title = output.splitlines()[-1], re.findall(rf"^\[{step:2}/10\] .+$", output, re.MULTILINE)[0]
     assert last.startswith(f"run.sh: failed at {title}: ") and reason in last
     details = {"dies": "no luck today", "fails": "line 2, column rating", "diverges": "row 1 is no number"}
-    assert details[mood] in output
+    assert details.get(mood, "The end of .run/server.log") in output
     assert not (harness.root / "result.json").exists()
 
 
@@ -312,7 +323,10 @@ def test_busy_port(harness: Harness) -> None:
 
 
 def test_missing_data(harness: Harness) -> None:
-    """The error names the missing file, folder or environment; data in .run is refused."""
+    """The error names the missing or empty file, folder or environment; data in .run is refused."""
+    (harness.root / "challenge" / "demo" / "df_train.csv").write_text("", encoding="utf-8")
+    status, output = harness.run()
+    assert status == 1 and "df_train.csv is empty" in output
     (harness.root / "challenge" / "demo" / "df_movies.csv").unlink()
     status, output = harness.run()
     assert status == 1 and "holds no df_movies.csv" in output
@@ -354,41 +368,67 @@ def test_encoder_when_the_hub_is_out_of_reach(harness: Harness) -> None:
     status, output = harness.run(CHALLENGE_ENCODER="", **settings)
     assert status == 0, output
     assert harness.result()["encoder"] == "challenge/assets/mini-distilbert (the hub is out of reach)"
+    assert f'CHALLENGE_ENCODER: "{harness.root}/challenge/assets/mini-distilbert"' in output
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_default_encoder(harness: Harness, web: Web, cached: bool) -> None:
+    """The default encoder is used if it is in the hub's cache, or if the hub answers that it has it."""
+    hub = harness.root / "hub" / "hub" / "models--distilbert-base-uncased"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("abc")
+    (hub / "snapshots" / "abc").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json") if cached else ():
+        (hub / "snapshots" / "abc" / name).touch()
+    if not cached:
+        web.pages["/distilbert-base-uncased/resolve/main/model.safetensors"] = "weights"
+    settings = {"HF_HOME": str(harness.root / "hub"), "HF_ENDPOINT": web.url, "HF_HUB_OFFLINE": "0"}
+    status, output = harness.run(CHALLENGE_ENCODER="", **settings)
+    assert status == 0, output
+    assert harness.result()["encoder"] == "distilbert-base-uncased"
+    assert 'CHALLENGE_ENCODER: ""' in output
 
 
 def test_settings_of_a_server_elsewhere(harness: Harness) -> None:
-    """Another server's key, catalogue and models folder are not passed on; a plan is, by its full path."""
+    """Another server's key, catalogue and models folder are not passed on; an encoder and a plan are, by full path."""
     (harness.root.parent / "plan.yaml").touch()
+    (harness.root.parent / "my encoder").mkdir()
     elsewhere = {f"CHALLENGE_{name}": "elsewhere" for name in ("API_KEY", "CATALOGUE", "MODELS")}
-    status, output = harness.run(CHALLENGE_TEACH="plan.yaml", CHALLENGE_SEED="7", **elsewhere)
+    here = {"CHALLENGE_ENCODER": "my encoder", "CHALLENGE_TEACH": "plan.yaml"}
+    status, output = harness.run(CHALLENGE_SEED="7", **here, **elsewhere)
     assert status == 0, output
     given = [line.split(maxsplit=1) for line in output.splitlines() if line.startswith("        CHALLENGE_")]
     assert sorted(given) == [
-        ["CHALLENGE_ENCODER:", '"some/encoder"'],
+        ["CHALLENGE_ENCODER:", json.dumps(str(harness.root.parent / "my encoder"))],
         ["CHALLENGE_SEED:", '"7"'],
         ["CHALLENGE_TEACH:", json.dumps(str(harness.root.parent / "plan.yaml"))],
     ]
 
 
 def test_data_from_the_web(harness: Harness, web: Web) -> None:
-    """Data can come from a URL: without the true ratings there is no total, without another file no run."""
+    """Data can come from a URL: without the true ratings there is no total, without another file or a host no run."""
     (harness.root / "gitconfig").write_text("", encoding="utf-8")
     status, output = harness.run(DATA=f"{web.url}/data/")
     assert status == 0, output
     result = harness.result()
     assert (result["mse"], result["predictive_score"], result["total"]) == (None, None, None)
-    assert "Total" not in output and "unknown" in output
+    assert "Total" not in output and "unknown" in output and f"Getting the data from {web.url}/data/\n" in output
     assert result["username"] == ""
+    web.pages["/data/df_test_ratings.csv"] = TABLES["df_test_ratings.csv"]
+    status, output = harness.run(DATA=f"{web.url}/data")
+    assert status == 0 and harness.result()["mse"] == 1.0
     del web.pages["/data/df_test.csv"]
     status, output = harness.run(DATA=f"{web.url}/data")
     assert status == 1 and "df_test.csv answered 404" in output
+    status, output = harness.run(DATA=f"http://127.0.0.1:{harness.port}")
+    assert status == 1 and f"could not get http://127.0.0.1:{harness.port}/df_train.csv: curl: " in output
 
 
 def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
     """A run asks for the data's URLs, posts the result and prints the answer's text, without which it fails."""
     status, output = harness.run(ENDPOINT=f"{web.url}/api/")
     assert status == 0, output
-    assert output.splitlines()[-1] == "Well done, Ada"
+    assert output.splitlines()[-1] == "Well done, Ada" and f"Getting the data from {web.url}/api/\n" in output
     [(path, result)] = web.posted
     assert path == "/api/eval/"
     assert result.pop("code_quality") == harness.result()["code_quality"]
