@@ -207,10 +207,11 @@ class Page(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """Accept a result, and answer."""
+        """Accept a result, and answer, or hang up."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.posted.append((self.path, json.loads(body)))
-        self.answer(self.server.pages.get("/api/answer", '{"text": "Well done, Ada"}'))
+        if self.server.pages.get("/api/answer") != "none":
+            self.answer(self.server.pages.get("/api/answer", '{"text": "Well done, Ada"}'))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent."""
@@ -252,6 +253,7 @@ def test_whole_run_and_every_formula(harness: Harness) -> None:
     assert (result["username"], result["email"], result["encoder"]) == ("Ada", "ada@example.com", "some/encoder")
     assert result["predictions"] == json.loads((harness.root / "submission.json").read_text()) == {"0": 3.0, "1": 2.0}
     assert f"{100 * result['total']:.2f} %" in output
+    assert "        MSE 1.0\n" in output
     assert "files 0, flake8 2, isort 2, pydocstyle 1, mypy 1 errors" in output
     assert len(re.findall(r"^        \d+\.\d s$", output, re.MULTILINE)) == 2
     assert (harness.root / "df_movies.csv").read_text() == "mine"
@@ -412,7 +414,8 @@ def test_data_from_the_web(harness: Harness, web: Web) -> None:
     assert status == 0, output
     result = harness.result()
     assert (result["mse"], result["predictive_score"], result["total"]) == (None, None, None)
-    assert "Total" not in output and "unknown" in output and f"Getting the data from {web.url}/data/\n" in output
+    assert "Total" not in output and "MSE unknown, as there is no df_test_ratings.csv" in output
+    assert f"Getting the data from {web.url}/data/\n" in output
     assert result["username"] == ""
     web.pages["/data/df_test_ratings.csv"] = TABLES["df_test_ratings.csv"]
     status, output = harness.run(DATA=f"{web.url}/data")
@@ -436,6 +439,9 @@ def test_protocol_of_the_public_challenge(harness: Harness, web: Web) -> None:
     web.pages["/api/answer"] = "[]"
     status, output = harness.run(ENDPOINT=f"{web.url}/api")
     assert status == 1 and "answered no text" in output
+    web.pages["/api/answer"] = "none"
+    status, output = harness.run(ENDPOINT=f"{web.url}/api")
+    assert status == 1 and f"could not reach {web.url}/api/eval/: curl: " in output
 
 
 def test_conda_gets_no_newer_python_than_init_looks_for() -> None:
