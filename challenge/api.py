@@ -40,7 +40,7 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     error = error.__cause__ if hasattr(error, "status_code") and isinstance(error.__cause__, OSError) else error
     headers, detail = dict(getattr(error, "headers", None) or {}), getattr(error, "detail", str(error) or repr(error))
     status = getattr(error, "status_code", 500)
-    # Other errors are titled by their status.
+    # An error without a problem type of its own is titled by its status.
     plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
     problem = FIXED.problems.get(type(error).__name__, plain)
     if isinstance(error, RequestValidationError):
@@ -51,15 +51,15 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
 
 
 api = FastAPIOffline(**FIXED.openapi, version=VERSION)
-# These replace FastAPI's own handlers, too.
+# FastAPI's own handlers are replaced, too.
 api.exception_handlers |= dict.fromkeys((*api.exception_handlers, ChallengeError, Exception), on_error)
 router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
 @api.middleware("http")
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse a request without the key, too large, or beyond the concurrency, before its body is read."""
-    # These need no key and always get an answer.
+    """Refuse a request that lacks the key, is too large or exceeds the concurrency, before its body is read."""
+    # These need no key and do not count towards the concurrency.
     if request.url.path.removeprefix(request.scope["root_path"]).startswith(("/health/", "/docs", "/openapi.json")):
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
@@ -78,9 +78,9 @@ sets_active = Depends(lambda: ACTIVE.set(service.store.active() or 0))
 Instrumentator().instrument(api).expose(api, include_in_schema=False, dependencies=[sets_active])
 
 
-@router.post("/ratings/train", responses={202: {"description": "Started, as `Prefer: respond-async` asked."}})
+@router.post("/ratings/train", responses={202: {"description": "Started, as `Prefer: respond-async` requested."}})
 def train(file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> Any:
-    """Train on a CSV of `userId`, `rating` and `movieId`; answer with the report, or at once with its address."""
+    """Train on a CSV of `userId`, `rating` and `movieId`; return the report, or on request at once where it will be."""
     number, report = service.train(read_pairs(file.file, rated=True))
     if "respond-async" not in ",".join(prefer).lower():
         return report.result()
@@ -88,23 +88,23 @@ def train(file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> An
     return JSONResponse(show_training(number), 202, headers)
 
 
-# Up to where JSON numbers are exact.
+# JSON numbers are exact up to 2**53.
 @router.get("/trainings/{number}")
 def show_training(number: Annotated[int, Path(ge=1, le=2**53)]) -> dict[str, Any]:
-    """Tell how far a training is, then its report or its error."""
+    """Show how far a training is, then its report or its error."""
     return service.store.training(number)
 
 
 @router.get("/models")
 def show_models() -> dict[str, Any]:
-    """Tell which model is active, and list all models, the oldest first, with their reports."""
+    """Say which model is active, and list all models that are kept, the oldest first, with their reports."""
     return {"active": service.store.active(), "models": service.store.models()}
 
 
 @router.put("/models/active")
 def activate(model: Annotated[int, Body(embed=True, strict=True, ge=1, le=2**53)]) -> dict[str, Any]:
     """Switch all workers to a model; answer with its report."""
-    # If it cannot serve, this fails while the earlier one still does.
+    # If it cannot serve, this fails, and the earlier one goes on serving.
     service.refresh(service.store.load(model))
     service.store.activate(model)
     return service.serving().report
@@ -124,7 +124,7 @@ def similar(movie: str, count: Count = 10) -> Any:
 
 @router.get("/users/{user:path}/recommendations")
 def recommend(user: str, count: Count = 10, level: Level = FIXED.level) -> Any:
-    """List the movies not rated yet that a user will rate best, with intervals and reasons."""
+    """List the movies that a user has not rated and will like best, with intervals and reasons."""
     return service.serving().recommend(user, count, level).to_dict("records")
 
 
@@ -151,13 +151,13 @@ def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> R
 
 @api.get("/health/live")
 async def live() -> dict[str, str]:
-    """Tell that the server is up."""
+    """Say that the server is up."""
     return {"status": "live"}
 
 
 @api.get("/health/ready")
 def ready() -> dict[str, Any]:
-    """Tell which model serves; 503 until there is one."""
+    """Say which model serves; 503 until there is one."""
     try:
         return {"status": "ready", "model": service.serving().report}
     except NotTrainedError as error:

@@ -19,7 +19,7 @@ from challenge.settings import FIXED, ChallengeError, logger
 
 Encoded = tuple[np.typing.NDArray[np.float32], int]
 Progress = Callable[..., Any]
-# transformers imports its submodules lazily, which fails when two threads are first at once.
+# transformers imports its submodules lazily, which fails if two threads are the first to import one.
 LOADING = Lock()
 OVERVIEWS = Counter("challenge_overviews", "Overviews by where their vectors came from", ["source"])
 
@@ -57,9 +57,9 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
     name : str
         Hub name or local folder.
     max_tokens : int
-        As of `Encoder`.
+        As in `Encoder`.
     precision : str
-        As of `Encoder`, or ``auto`` for the fastest that this machine computes natively.
+        As in `Encoder`, or ``auto`` for the fastest that this machine computes natively.
     texts : tuple of str
         What will be encoded. If ``int8`` distorts the vectors of the first ones, ``fp32`` is chosen instead.
 
@@ -84,7 +84,7 @@ def choose(name: str, max_tokens: int, precision: str, texts: tuple[str, ...] = 
 
 
 def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress = dict) -> Encoded:
-    """Encode texts by DistilBERT: the masked mean of the last hidden states.
+    """Encode texts with DistilBERT: the masked mean of the last hidden states.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def encode(texts: Collection[str], encoder: Encoder, cache: Path, most: int, pro
     cache : Path
         SQLite file of known vectors, in an existing folder; created if missing, set aside if damaged.
     most : int
-        Number of vectors that it keeps, first in, first out.
+        Maximum number of vectors that it keeps; those that came first leave first.
     progress : callable
-        Called at the start and after each batch with ``done`` and ``total``, the numbers of texts.
+        Called at the start and after each batch: ``done`` of ``total`` texts have a vector, each text counted once.
 
     Returns
     -------
     vectors : ndarray of shape (texts, dimensions)
-        One vector a text; NaN for a gap or an empty one.
+        One vector per text; NaN for a gap or an empty text.
     encoded : int
         Number of texts that were not in the cache.
 
@@ -143,7 +143,7 @@ def native_precision() -> str:
 
 @contextmanager
 def folder_of(name: str) -> Iterator[Path]:
-    """Yield an encoder's folder, from the disk or else from the hub; errors inside the block are raised with advice."""
+    """Yield an encoder's folder, from the disk or else from the hub; errors in the block are re-raised with advice."""
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
     try:
@@ -152,7 +152,7 @@ def folder_of(name: str) -> Iterator[Path]:
         elif isinstance(weights := try_to_load_from_cache(name, "model.safetensors"), str):
             yield Path(weights).parent
         else:
-            # The download itself would wait forever for a hub that is silent.
+            # Ask first: the download itself would wait forever for a hub that does not answer.
             HfApi().model_info(name, timeout=5.0)
             yield Path(snapshot_download(name, allow_patterns=FIXED.encoder_files))
     except Exception as error:
@@ -179,7 +179,7 @@ def load(encoder: Encoder) -> tuple[Any, Any]:
 
 
 def quantize(layer: Any) -> None:
-    """Make a linear layer multiply 8-bit integers, with one scale a token, so that vectors do not depend on the batch.
+    """Make a layer, if it is linear, multiply 8-bit integers; each token has its own scale, whatever its batch.
 
     References
     ----------
@@ -202,7 +202,7 @@ def quantize(layer: Any) -> None:
 
 @lru_cache(maxsize=1)
 def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
-    """Return the encoder if its centred vectors of distinct texts are those of fp32, else the same encoder in fp32."""
+    """Return the encoder if its centred vectors of distinct texts are close to fp32's, else the same in fp32."""
     encoders = encoder, choose(*encoder[:2], "fp32")
     both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
@@ -211,7 +211,7 @@ def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
 
 
 def forward(texts: list[str], encoder: Encoder) -> Iterator[dict[str, Any]]:
-    """Yield the vectors of batches of texts of the same padded length, the longest first."""
+    """Yield batches of texts of the same padded length, the longest first, each text with its vector."""
     tokenizer, model = load(encoder)
     tokens = pd.Series(tokenizer(texts, truncation=True, max_length=encoder.max_tokens)["input_ids"], texts)
     lengths = (-(-tokens.str.len() // FIXED.step) * FIXED.step).clip(upper=encoder.max_tokens)
@@ -228,13 +228,13 @@ def pool(states: Any, mask: Any) -> Any:
 
 
 def recall(texts: Collection[str], encoder: Encoder, cache: Path, most: int, progress: Progress) -> Encoded:
-    """Do the work of `encode`; each batch is committed to the cache at once."""
+    """Do the work of `encode`, but for a damaged cache; each batch is committed at once."""
     keys = {text: sha256(f"{encoder.fingerprint}|{text}".encode()).digest() for text in filter(pd.notna, texts) if text}
     with closing(sqlite3.connect(cache, timeout=60)) as file:
         file.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB UNIQUE, vector BLOB)")
         query = "SELECT vector FROM vectors WHERE key = ?"
         rows = ((text, row[0]) for text in keys for row in file.execute(query, [keys[text]]))
-        # Each vector is stored behind its digest, as SQLite does not notice bit rot; a damaged one is encoded anew.
+        # Each vector is stored after its digest, as SQLite does not notice bit rot; a damaged one is encoded anew.
         vectors = {text: np.frombuffer(row[32:], "f4") for text, row in rows if sha256(row[32:]).digest() == row[:32]}
         unknown = [text for text in keys if text not in vectors]
         progress(done=len(vectors), total=len(keys))

@@ -31,7 +31,7 @@ def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
     return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
 
 
-# A column as numbers, or as a sparse matrix of its words' or list items' counts in hashed buckets.
+# A column as numbers, or as a sparse matrix of its words' or list items' hashed counts, signed and normalised.
 COUNTER = HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets)
 READERS = {"number": as_numbers, "words": COUNTER.transform}
 Arrays = dict[str, NDArray[Any]]
@@ -61,7 +61,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
         By ``kind/name`` of a source, in the order of the vectors' dimensions: its projected centre in the first row,
         its projection in the others, and in the first column the bucket that each row is for.
     vectors : DataFrame of shape (movies, dimensions)
-        As of `movie_vectors`.
+        As from `movie_vectors`.
     """
     # Without any overview the width of embeddings is unknown.
     wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
@@ -104,7 +104,7 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> pd.DataFrame:
-    """Make vectors of movies, also of those that came after the fit.
+    """Make movie vectors, also for movies that came after the fit.
 
     Parameters
     ----------
@@ -118,7 +118,8 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     Returns
     -------
     DataFrame of shape (movies, dimensions)
-        By movie id, each dimension under the ``kind/name`` of its source; a gap is 0, the centre.
+        By movie id, each dimension under the ``kind/name`` of its source. Where a number, a date or an overview's
+        embedding is missing, the movie is at the source's centre; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):

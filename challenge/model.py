@@ -28,16 +28,16 @@ def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) ->
 
 
 def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats, doubts: Floats) -> dict[str, Any]:
-    """Compute everything that predictions need to know of movies.
+    """Compute everything that predictions need to know about movies.
 
     Parameters
     ----------
     learned : dict of str to ndarray
         With the ``projection`` of tastes, the weights of ``quality``, and its principal ``axes``.
     vectors : DataFrame of shape (movies, dimensions)
-        As of `movie_vectors`.
+        As from `movie_vectors`.
     promised, given : ndarray of shape (movies,)
-        Stars above the mean: predicted from the catalogue, and given by the public (without ratings, as promised).
+        Stars above the mean: predicted from the catalogue, and given by the public, shrunk towards the prediction.
     doubts : ndarray of shape (movies,)
         Share that ``promised`` has in ``given``: 1 where nobody has rated a movie.
 
@@ -72,14 +72,14 @@ class RatingModel:
     ----------
     arrays : dict of str to ndarray
         What was learned, the ratings it was learned from, and what `describe` returns, as arrays of numbers and text.
-        The rated movies come first; the last movie and the last user stand for any that is unknown.
+        The movies rated in the training come first; the last movie and the last user stand for any that is unknown.
     report : dict
-        Sizes of the data, errors on held-out movies, and the seconds of each stage.
+        Sizes of the data, errors on held-out movies, and what the training adds: seconds, encoder, fingerprints.
 
     Attributes
     ----------
     features : dict of str to ndarray
-        Those of `fit_sources`, for `movie_vectors`.
+        What `fit_sources` learned, for `movie_vectors`.
     users, movies : Index
         Ids of the known users and movies.
     """
@@ -137,7 +137,7 @@ class RatingModel:
         Parameters
         ----------
         pairs : DataFrame of shape (pairs, 2)
-            As of `predict`.
+            As in `predict`.
         level : float
             Share of the true ratings that the intervals should hold.
 
@@ -207,11 +207,11 @@ class RatingModel:
         Parameters
         ----------
         user : str
-            Its id; an unknown user counts as average.
+            Id of the user; one that is unknown counts as average.
         count : int
             Number of movies wanted.
         level : float
-            As of `explain`.
+            As in `explain`.
 
         Returns
         -------
@@ -232,7 +232,7 @@ class RatingModel:
         Parameters
         ----------
         ratings : DataFrame of shape (ratings, 3)
-            As of `fit_model`; users may be new, unknown movies are ignored.
+            As in `fit_model`, but the last rating of a pair counts; users may be new, unknown movies are ignored.
 
         Returns
         -------
@@ -273,7 +273,7 @@ class RatingModel:
         """Yield, for each pair, the stars that the user's weightiest ratings add to the taste, by rated movie id."""
         learned, history = self.arrays, self._history(user)
         raters, movies, stars = (history[name].to_numpy() for name in ("user", "movie", "stars"))
-        # In the dual form of ridge regression a rating weighs as its residual (Saunders et al. 1998).
+        # In the dual form of ridge regression a rating's weight is its residual (Saunders et al. 1998).
         left = stars - products(learned["tastes"], raters, learned["vectors"], movies)
         own = history.groupby("user").indices
         for one, target in zip(user, movie):
@@ -329,17 +329,17 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
     folds : ndarray of shape (rows,)
         The fold of each row's movie.
     seed : int
-        As of `boost`.
+        As in `boost`.
 
     Returns
     -------
     learned : dict of str to ndarray
-        The ``trees`` that correct ratings, those that predict the ``spread``, the absolute error, and as ``scores`` the
-        quantiles of the ratios of errors to it (conformity scores).
+        The ``trees`` that correct ratings, those that predict the ``spread`` (the absolute error), and as ``scores``
+        the quantiles of the absolute errors divided by it (nonconformity scores).
     error : ndarray of shape (rows,)
-        Residual of each rating by trees fitted without its fold.
+        Residual of each rating after correction by trees fitted without its fold.
     interval : dict of str to float
-        Coverage of the first fold by intervals calibrated on the others, and the mean width, in stars.
+        Coverage of the first fold by intervals calibrated on the others, and the mean width of all, in stars.
     """
     trees, correction = boost(features, rating - plain, folds, seed)
     error = rating - np.clip(plain + correction, *FIXED.stars)
@@ -357,10 +357,10 @@ def fit_model(
     """Learn from ratings of movies in the catalogue.
 
     Quality is a ridge regression of movies' deviations on their vectors, taste one of a user's residuals; trees correct
-    their sum, and others predict the error. Every term of a training row is computed without its movie's fold, so that
-    the row looks like one to predict, whose movie nobody has rated. Exceptions are users' numbers of ratings, means
-    over all ratings, the scales of the sources and, indirectly, the qualities of other folds' movies, which are learned
-    with this fold.
+    their sum, and others predict the absolute error. Every term of a training row is computed without its movie's fold,
+    so that the row looks like one to predict, whose movie nobody has rated. Exceptions are users' numbers of ratings,
+    means over all ratings, the scales of the sources with the noise and, indirectly, the qualities of other folds'
+    movies, which are learned with this fold.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ CREATE TABLE IF NOT EXISTS trainings (
     sha256 TEXT
 );
 
--- Which model was made active, in order of time.
+-- Each switch of the active model, in order of time.
 CREATE TABLE IF NOT EXISTS switches (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     model INTEGER NOT NULL REFERENCES trainings,
@@ -45,7 +45,7 @@ SELECT
 CREATE VIEW IF NOT EXISTS models AS
 SELECT id, ended AS created, sha256, report FROM trainings WHERE sha256 IS NOT NULL;
 
--- Models that were active, the present one first, then the one before.
+-- Models that have been active and still exist, the current one first, then the one before.
 CREATE VIEW IF NOT EXISTS candidates AS
 SELECT model FROM switches JOIN models ON models.id = model GROUP BY model ORDER BY max(switches.id) DESC;
 
@@ -56,7 +56,7 @@ SELECT model FROM candidates LIMIT 1;
 CREATE VIEW IF NOT EXISTS spare AS
 SELECT * FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS place FROM models) WHERE id NOT IN active;
 
--- When and at how many done a training began to count, and the time of its latest count.
+-- The start of a training's count: how many were done, and when; and the time of its latest count.
 CREATE TABLE IF NOT EXISTS paces (
     training INTEGER PRIMARY KEY REFERENCES trainings,
     first INTEGER NOT NULL,
@@ -74,7 +74,7 @@ BEGIN
     UPDATE paces SET latest = julianday('now') * 86400 WHERE training = NEW.id;
 END;
 
--- The pace and the seconds left are null until something was counted, the seconds again when all is done.
+-- done_per_second and seconds_left are null until something was counted, seconds_left also when all is done.
 CREATE VIEW IF NOT EXISTS progress AS
 SELECT
     id,

@@ -24,18 +24,18 @@ class ChallengeError(Exception):
 class Settings(
     BaseSettings, alias_generator=lambda name: f"CHALLENGE_{name.upper()}", env_ignore_empty=True, frozen=True
 ):
-    """What an operator may set, each by an environment variable, which errors name."""
+    """What an operator may set, each by an environment variable; error messages name the variable."""
 
     encoder: str = Field("distilbert-base-uncased", description="hub name or local folder of the DistilBERT")
     max_tokens: int = Field(512, ge=8, le=512, description="tokens of an overview that are read; the rest is cut off")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field("auto", description="DistilBERT's number format")
-    cached_texts: int = Field(1_000_000, ge=1_000, description="most overviews whose vectors are cached")
+    cached_texts: int = Field(1_000_000, ge=1_000, description="maximum number of overviews whose vectors are cached")
     catalogue: Path = Field(Path("df_movies.csv"), description="the movies, a CSV")
     models: Path = Field(Path("models"), description="folder of the trained models and the overview vectors")
     teach: FilePath | None = Field(None, description="YAML plan by which each training first fine-tunes the encoder")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the folds and of every random choice")
     keep: int = Field(5, ge=1, description="newest models to keep; the active one is always kept")
-    api_key: SecretStr = Field(SecretStr(""), description="bearer token that requests must carry; none if empty")
+    api_key: SecretStr = Field(SecretStr(""), description="bearer token that requests must carry, unless it is empty")
     max_upload: ByteSize = Field(ByteSize(2**30), description="the largest request body")
     concurrency: int = Field(32, ge=1, le=36, description="requests that a worker serves at a time")
     log: Literal["text", "json"] = Field("text", description="format of the log")

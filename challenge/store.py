@@ -39,7 +39,7 @@ class TrainingBusyError(ChallengeError):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"training {number} is at work; try again when it is done")
+        super().__init__(f"training {number} is running; try again when it is done")
         self.number = number
 
 
@@ -61,7 +61,7 @@ def replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a file's content, or an empty text if it cannot be read."""
+    """Return the sha256 of a file's content, or an empty string if it cannot be read."""
     with suppress(OSError), path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
     return ""
@@ -119,7 +119,7 @@ class Store:
         number : int
             Of the training.
         **columns
-            New values; ``error`` ends the training.
+            New values; ``error`` or ``sha256`` ends the training.
         """
         names = ", ".join(f"{name} = ?" for name in columns)
         self._rows(f"UPDATE trainings SET {names} WHERE id = ?", *columns.values(), number)
@@ -154,7 +154,7 @@ class Store:
         number : int
             Of the training.
         keep : int
-            Number of the newest models to keep; the active one is always kept.
+            How many of the newest models to keep; the active one is always kept.
         """
         replace(self.path(number), lambda file: np.savez(file, allow_pickle=False, **model.arrays))
         self.update(number, report=json.dumps(model.report), sha256=digest(self.path(number)))

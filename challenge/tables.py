@@ -35,8 +35,8 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
     Raises
     ------
     TableError
-        If the file is empty or no CSV, if a line has more cells than the header, if a required column is missing or
-        there twice, or if one of its cells cannot be an id.
+        If the file is empty or not a CSV, if a line has more cells than the header, if a required column is missing or
+        repeated, or if one of its cells cannot be an id.
     """
     try:
         table: pd.DataFrame = pd.read_csv(source, **FIXED.csv)
@@ -90,7 +90,7 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     table = read_csv(source, columns)[[*columns]]
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
-        # NaN is not between them either.
+        # NaN is not in this range either.
         reject(~ratings.between(*FIXED.stars), "is not a number between 1 and 5")
         table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
     return table.reset_index(drop=True)
@@ -107,7 +107,7 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a movie, indexed by ``movieId``; the column ``overview`` is always there.
+        One row per movie, indexed by ``movieId``; the column ``overview`` is always there.
 
     Raises
     ------

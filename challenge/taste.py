@@ -21,7 +21,7 @@ Indices = np.typing.NDArray[np.integer[Any]]
 
 
 def side_by_side(task: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
-    """Like the built-in `map`, on all processors, as numpy releases the interpreter while it computes."""
+    """Do as the built-in `map`, but on all processors, as numpy releases the interpreter while it computes."""
     # Its own threads: a prediction does not wait for those of a training.
     with ThreadPoolExecutor(cpu_count(), "taste") as threads:
         return list(threads.map(task, *arguments))
@@ -48,7 +48,7 @@ def batches(ratings: pd.DataFrame, width: int) -> Iterator[tuple[Indices, Indice
     """
     user, fold = ratings["user"].to_numpy(), ratings["fold"].to_numpy()
     users, folds = user.max(initial=-1) + 1, fold.max(initial=0) + 1
-    # One row per fold of a user, whose columns are the places: building it sorts in linear time.
+    # One row per user and fold, whose columns are the places: building it sorts in linear time.
     table = csr_array((fold >= 0, (user * folds + fold, np.arange(len(user)))), (users * folds, len(user)))
     starts, counts = (own.reshape(users, folds) for own in (table.indptr[:-1], np.diff(table.indptr)))
     most = pd.Series(counts.max(axis=1)).sort_values(kind="stable")
@@ -90,7 +90,7 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
     vectors : ndarray of shape (movies, dimensions)
         Movie vectors.
     ratings : DataFrame
-        What is learned from.
+        To learn from.
     prior : ndarray of shape (folds + 1 or 1, dimensions, dimensions) or (dimensions, dimensions)
         Covariance of the weights in units of the noise variance: for each fold left out and, last, for none, or one for
         all.
@@ -103,7 +103,7 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
         Prediction of each rating from its user's ratings in other folds.
     scatter : ndarray of shape (folds + 1, dimensions, dimensions)
         Expected outer products of weights, summed over users, for each fold left out and, last, for none; if stars are
-        in units of the noise.
+        in units of the noise's standard deviation.
     """
     users, movies, stars, roots = (ratings[name].to_numpy() for name in ("user", "movie", "stars", "root"))
     weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
@@ -131,7 +131,7 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
 
 
 def shrunk_means(ratings: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Average each user's stars, shrunk as by `prior` more ratings of 0: the regression on a constant alone.
+    """Average each user's stars, shrunk as if by ``FIXED.prior`` more ratings of 0: the regression on a constant.
 
     Parameters
     ----------
@@ -157,15 +157,15 @@ def habits(ratings: pd.DataFrame, surplus: Floats, usual: float) -> tuple[Floats
     ratings : DataFrame
         Of any number of users.
     surplus : ndarray of shape (movies,)
-        By how many stars the public likes a movie better than its catalogue entry predicts: who picks such movies will
-        do so again.
+        By how many stars the public likes a movie better than its catalogue entry predicts: whoever picks such movies
+        will do so again.
     usual : float
         Mean square of all users' stars.
 
     Returns
     -------
     habits : ndarray of shape (users, 3)
-        Number of ratings, their excess mean square, and their movies' mean surplus.
+        Number of ratings, their excess mean square, and their movies' mean surplus, the last two shrunk.
     held_out : ndarray of shape (ratings, 3)
         For each rating, the same from its user's ratings in other folds; the number is of all folds.
     """
@@ -175,24 +175,24 @@ def habits(ratings: pd.DataFrame, surplus: Floats, usual: float) -> tuple[Floats
 
 
 class Taste:
-    """How much more or less than the public each user likes a movie, by its vector.
+    """A linear regression of each user's stars on movie vectors; of the public's, as one user's, it is quality.
 
     Parameters
     ----------
     dimensions : int
-        Principal axes of the movie vectors to use, a constant included.
+        Number of axes: principal axes of the movie vectors, and a constant.
     seed : int
         Seed of the samples of users from whom scales and covariance are learned.
 
     Attributes
     ----------
-    scales_ : ndarray of shape (dimensions + 1,)
+    scales_ : ndarray of shape (vector dimensions + 1,)
         Prior standard deviations of a user's weights, in units of the noise's; the last is the constant's.
     noise_ : float
         Variance of ratings that no taste explains, in squared stars.
     strengths_ : Series of shape (sources,)
         By source, the standard deviation over movies, in stars, that a user's taste for it is expected to have.
-    projection_ : ndarray of shape (dimensions + 1, axes)
+    projection_ : ndarray of shape (vector dimensions + 1, axes)
         Axes on which the prior of the weights is the standard normal; along the last all movies are the same.
     weights_ : ndarray of shape (users, axes)
         Each user's posterior mean.
@@ -215,8 +215,7 @@ class Taste:
         ratings : DataFrame
             To learn from.
         rounds : int
-            Steps of expectation maximisation for the covariance of weights between axes, for each fold without its
-            ratings.
+            Steps of expectation maximisation for the covariance of the weights, for each fold without its ratings.
 
         Returns
         -------
@@ -228,7 +227,7 @@ class Taste:
         Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
         design = vectors.assign(level=np.float32(1)).to_numpy()
-        # The first has rated a movie of the last fold, so that samples have all folds; the others are random.
+        # The first has rated a movie of the last fold, from which `batches` tells how many there are; then at random.
         last = ratings["user"].iloc[ratings["fold"].argmax()]
         drawn = np.append(last, np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1))
         if not hasattr(self, "scales_"):
@@ -236,19 +235,19 @@ class Taste:
             self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
-        # Movies weigh as many times as they were rated.
+        # Each movie is weighted by its number of ratings.
         roots = np.sqrt(np.bincount(ratings["movie"], minlength=len(vectors)), dtype=np.float32)[:, None]
-        # The triangular factor has no more rows than there are movies, so few movies are cheap in any dimension.
+        # The triangular factor has no more rows than there are movies: few movies are cheap, whatever the dimensions.
         axes = np.linalg.svd(np.linalg.qr(scaled * roots, "r"), full_matrices=False).Vh[: self.dimensions - 1].T
         projection = block_diag(self.scales_[:-1, None] * axes, self.scales_[-1:])
-        # In double precision: single is not enough where tastes explain the ratings completely.
+        # The prior makes the systems double precision: single is not enough where tastes explain the ratings fully.
         projected, prior = design @ projection, np.eye(len(projection.T))[None]
         some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
         for _ in range(rounds):
             _, _, total = fit_users(projected, some, prior)
             prior = (FIXED.pseudo_users * np.eye(len(prior.T)) + total) / (FIXED.pseudo_users + some["user"].nunique())
         weights, self.held_out_, _ = fit_users(projected, ratings, prior)
-        # Fold the covariance into the axes: on them the prior is the unit normal again.
+        # Work the covariance into the axes, on which the prior is then standard normal again.
         root = np.linalg.cholesky(prior[-1])
         self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T
         return self

@@ -30,7 +30,7 @@ from challenge.tables import read_catalogue, read_pairs
 PLAN = Path(__file__).with_suffix(".yaml")
 # The labels in a cell: the items of its list, or all of it as one value; none in an empty cell.
 ITEMS = {"multi-label": tokens, "single-label": re.compile(".+", re.DOTALL).findall}
-# YAML reads 5e-5 as a text.
+# YAML reads 5e-5 as a string.
 Options = dict[str, Annotated[StrictBool | StrictInt | float | Any, Field(union_mode="left_to_right")]]
 # Stands where there is no label.
 NONE = -100.0
@@ -66,7 +66,7 @@ class Task(BaseModel, extra="forbid"):
     weight : float
         Of its loss in the sum.
     least : int
-        Fewest movies with an item or a value for it to be learned.
+        Minimum number of movies with an item or a value for it to be learned, and with any label for the task to be.
     """
 
     name: str = Field(pattern=r"^\w+$")
@@ -90,8 +90,8 @@ class Plan(BaseModel, extra="forbid"):
     masked : float
         Weight of masked-language modelling as one more task (Devlin et al. 2019, https://arxiv.org/abs/1810.04805).
     trained : dict of int to Pattern
-        By the epoch from which it holds, a regular expression found in the names of the parameters to train; the first
-        one holds before its epoch, too.
+        By the epoch from which it holds, a regular expression that matches in the names of the parameters to train; the
+        first one holds before its epoch, too.
     layer_decay : float
         Learning rate of each layer as a fraction of that of the layer above (Howard and Ruder 2018,
         https://arxiv.org/abs/1801.06146).
@@ -191,7 +191,7 @@ class Teacher(transformers.Trainer):  # type: ignore[misc]
     """A trainer that also logs each task's mean loss since the last log."""
 
     def log(self, logs: dict[str, float], *times: float | None) -> None:
-        """Add these losses to the trainer's log."""
+        """Add the tasks' mean losses to the trainer's log."""
         losses, self.model.losses = self.model.losses, []
         # In place, as the trainer goes on using this very dictionary.
         logs.update(pd.DataFrame(losses).mean())
@@ -236,7 +236,7 @@ def measure(how: dict[str, Any], what: str, tasks: list[Task], logits: Any, labe
     how : dict of str to callable
         By kind, a function of logits and labels.
     what : str
-        Name of a figure, behind its task's.
+        Name of a figure, after its task's.
     tasks : list of Task
         To measure.
     logits, labels : dict of str to Tensor
@@ -305,9 +305,10 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     ValueError
         If too few movies have a label.
     """
-    cells = movies.reindex(columns=task.columns, fill_value="").fillna("")
+    # A column that is not read gives no label.
+    cells = movies.reindex(columns=task.columns[: 1 if task.kind in ITEMS else None], fill_value="").fillna("")
     if task.kind == "regression":
-        # A cell that is no number is no label.
+        # A cell that is no number gives no label.
         cells = pd.DataFrame(as_numbers(cells.iloc[:, 0]))
     there = (cells.notna() & (cells != "")).any(axis=1).to_numpy()
     if there.sum() < task.least:
@@ -319,7 +320,7 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     else:
         items = CountVectorizer(analyzer=ITEMS[task.kind], binary=True, min_df=task.least)
         read = items.fit_transform(cells.iloc[:, 0]).toarray()[:, None]
-        # A list without a frequent item says that the movie has none of them; a rare value says nothing.
+        # A list without a frequent item is a label, none of them; a rare single value is no label.
         there = there & (read.any(axis=(1, 2)) | (task.kind == "multi-label"))
     return [torch.where(told, torch.as_tensor(label), NONE).float() for told, label in zip(torch.tensor(there), read)]
 
@@ -338,9 +339,9 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     Parameters
     ----------
     catalogue : DataFrame of shape (movies, columns)
-        As of `tables.read_catalogue`.
+        As from `tables.read_catalogue`.
     ratings : DataFrame of shape (ratings, 3)
-        As of `tables.read_pairs`; those to learn from, and no others.
+        As from `tables.read_pairs`; those to learn from, and no others.
     folder : Path
         For the encoder, TensorBoard's ``training/runs`` and, until it is done, ``training/checkpoint-*``.
     plan : Plan
@@ -357,13 +358,13 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     EncoderUnavailableError
         If the weights to start from cannot be loaded.
     PlanError
-        If the movies have too few labels for any task with a weight.
+        If no task with a weight has enough labels.
     """
     arguments = transformers.TrainingArguments(str(folder / "training"), **plan.training)
     transformers.set_seed(arguments.seed)
     # Past the cache: predictions may be using the encoder in memory, which must not change.
     tokenizer, encoder = load.__wrapped__(choose(plan.encoder, plan.max_tokens, "fp32"))
-    # Saved now, as it would later keep the length that it truncates to.
+    # Saved now, as after use it would keep the length that it truncates to.
     tokenizer.save_pretrained(folder)
     encoder = get_peft_model(encoder, LoraConfig(**plan.lora)) if plan.lora else encoder
     # In this order: if no movie were left, pandas would take the ratings' movies instead.

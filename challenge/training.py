@@ -33,7 +33,7 @@ class Service:
     Parameters
     ----------
     settings : Settings
-        Of the operator.
+        The operator's.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class Service:
         # On Linux this makes only the trainer's thread, and what it starts, nice: predictions go first.
         self._trainer = ThreadPoolExecutor(1, "training", os.nice, (10,))
         self._preparing = Lock()
-        # The model that serves and the last rating it knows, by the last switch of models and the catalogue's time.
+        # The model that serves and the last rating it knows, keyed by the last switch and the catalogue's time.
         self._serving: dict[tuple[int | None, int], tuple[RatingModel, int]] = {}
 
     @cached_property
@@ -51,12 +51,12 @@ class Service:
         return Store(self.settings.models)
 
     def train(self, ratings: pd.DataFrame) -> tuple[int, Future[dict[str, Any]]]:
-        """Start a training on ratings and the catalogue; the earlier model serves until it is done.
+        """Start a training on ratings and the catalogue; the earlier model serves until that is done.
 
         Parameters
         ----------
         ratings : DataFrame
-            Of `tables.read_pairs`.
+            From `tables.read_pairs`.
 
         Returns
         -------
@@ -94,7 +94,7 @@ class Service:
             self.store.update(number, stage=stage)
             clock[stage] = perf_counter()
 
-        # Digested before it is read, lest a catalogue that replaces it meanwhile is taken for it.
+        # Digested before it is read: if it is replaced in between, the digest is the old one, and `refresh` reads anew.
         told: dict[str, Any] = {"fingerprints": {"package": VERSION, "catalogue": digest(self.settings.catalogue)}}
         catalogue, name = read_catalogue(self.settings.catalogue), self.settings.encoder
         if len(added := self.store.added()):
@@ -112,7 +112,7 @@ class Service:
         enter("encoder")
         encoder = choose(name, self.settings.max_tokens, self.settings.precision, tuple(catalogue["overview"].dropna()))
         embeddings, encoded = self._encode(catalogue["overview"], encoder, progress=partial(self.store.update, number))
-        # Tastes are fitted on threads of their own; at so many small systems BLAS's would only wait for each other.
+        # Tastes are fitted on threads of their own; with so many small systems BLAS's would only wait for each other.
         with threadpool_limits(limits=1, user_api="blas"):
             model = fit_model(ratings, catalogue, embeddings, self.settings.seed, enter)
         told["fingerprints"]["ratings"] = sha256(pd.util.hash_pandas_object(ratings).to_numpy().tobytes()).hexdigest()
@@ -131,7 +131,7 @@ class Service:
         Parameters
         ----------
         source : file
-            CSV as of `tables.read_catalogue`.
+            CSV as in `tables.read_catalogue`.
 
         Returns
         -------
@@ -167,13 +167,13 @@ class Service:
         NotTrainedError
             If no model can be used.
         EncoderUnavailableError
-            As of `replace_catalogue`.
+            As in `replace_catalogue`.
         """
         path = self.settings.catalogue
         with self._preparing:
             switch, last_rating = self.store.state()
-            # The change time: a file that is moved here keeps its modification time, which may be another one's. By os,
-            # as Path.exists raises where access is denied.
+            # The change time: a file moved here keeps its modification time, which may equal the earlier file's. By os,
+            # as Path.exists may raise where access is denied.
             origin = switch, path.stat().st_ctime_ns if os.path.exists(path) else 0
             model, known = self._serving.get(origin) or (self.refresh(self.store.load_active()), 0)
             if known != last_rating:
@@ -197,12 +197,12 @@ class Service:
         Raises
         ------
         EncoderUnavailableError
-            As of `replace_catalogue`.
+            As in `replace_catalogue`.
         """
         try:
             if digest(self.settings.catalogue) != model.report["fingerprints"]["catalogue"]:
                 catalogue = read_catalogue(self.settings.catalogue)
-                # By the encoder of the training, as the settings may have changed since.
+                # With the encoder of the training, as the settings may have changed since.
                 embeddings, _ = self._encode(catalogue["overview"], Encoder(**model.report["encoder"]))
                 model = model.with_catalogue(movie_vectors(model.features, catalogue, embeddings))
         except (CatalogueMissingError, TableError) as error:

@@ -220,6 +220,16 @@ def test_a_value_is_all_of_a_cell(movies: pd.DataFrame) -> None:
     assert [label[0].tolist() for label in labels[:4]] == [[0, 1, 0], [0, 0, 1], [1, 0, 0], [NONE] * 3]
 
 
+def test_columns_that_are_not_read(movies: pd.DataFrame) -> None:
+    """A list or a value is read from the first column only, so a movie with just the second has no label."""
+    cells = movies.assign(genres=["", '["Drama"]'] * 100)
+    for kind in ("multi-label", "single-label", "regression"):
+        column = "runtime" if kind == "regression" else "genres"
+        task = Task(name="first", kind=kind, columns=[column, "overview"])
+        labels = read_labels(task, cells.assign(runtime=["", "90"] * 100), [[]] * len(cells))
+        assert [label.flatten()[0].item() == NONE for label in labels] == [True, False] * 100
+
+
 def test_an_item_that_is_there_twice(movies: pd.DataFrame) -> None:
     """An item that a cell lists twice counts once."""
     labels = read_labels(TASKS[0], movies.assign(genres='["Drama", "Drama"]'), [[]] * len(movies))
