@@ -2,11 +2,13 @@
 # Starts the service, trains and predicts over HTTP, scores the predictions and the code, and prints the total.
 #
 #   DATA=<folder or URL>   holds df_train.csv, df_test.csv, df_movies.csv and perhaps df_test_ratings.csv
-#   ENDPOINT=<url>         a server of the public challenge's protocol to use instead; a final slash is optional
+#   ENDPOINT=<url>         a server that speaks the public challenge's protocol: it gives the data and takes the
+#                          result; a final slash is optional
 #   PORT=<number>          port of the server, 9876 by default
-#   CHALLENGE_ENCODER      hub name or folder; by default the service's default if it is cached or the hub can be
+#   CHALLENGE_ENCODER      hub name or folder; if unset, the service's default if it is cached or the hub can be
 #                          reached, else the small encoder in this repository
-#   CHALLENGE_TEACH and the README's other settings, except the API key, the catalogue and the models folder
+#   CHALLENGE_TEACH and the README's other settings, except the API key, the catalogue and the models folder, are
+#                          passed on
 #
 # Without DATA and ENDPOINT it uses the demo data. A run keeps its files in .run/, which the next run deletes;
 # submission.json and result.json are written beside this script.

@@ -112,7 +112,7 @@ def activate(model: Annotated[int, Body(embed=True, strict=True, ge=1, le=2**53)
 
 @router.put("/movies")
 def replace_catalogue(file: Upload) -> dict[str, int]:
-    """Replace the catalogue by the movies of a CSV; the next prediction knows them."""
+    """Replace the catalogue with the movies of a CSV; the next prediction knows them."""
     return {"movies": service.replace_catalogue(file.file)}
 
 

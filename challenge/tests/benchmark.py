@@ -1,4 +1,4 @@
-"""How training time and memory grow with the ratings; users and movies grow with their root."""
+"""How training time and memory grow with the ratings; users and movies grow with their square root."""
 
 import argparse
 import json

@@ -162,7 +162,7 @@ def test_forms(server: Server, form: str) -> None:
 
 
 def test_unknown_users_and_movies(server: Server, ratings: pd.DataFrame) -> None:
-    """An unknown user gets what the public thinks of the movie; an unknown movie counts as average."""
+    """An unknown user is rated between a critic and a fan; a user's unknown movies are all rated the same."""
     means = ratings["rating"].astype(float).groupby(ratings["userId"]).mean()
     low, high = str(means.idxmin()), str(means.idxmax())
     first, second = pd.read_csv(TEST, dtype=str)["movieId"].unique()[:2]

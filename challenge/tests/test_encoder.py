@@ -342,7 +342,7 @@ def test_set_aside_by_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_full_disk_is_not_damage(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache that cannot be written for now stays in place, and the error is raised."""
+    """A full disk is not taken for damage: the cache stays in place, and the error is raised."""
     vectors_of(TEXTS[:1], cache)
     error = sqlite3.OperationalError("database or disk is full")
 

@@ -100,7 +100,7 @@ def test_rows_keep_their_index(model: RatingModel) -> None:
 
 
 def test_strangers(model: RatingModel) -> None:
-    """An unknown movie counts as average; an unknown user is predicted what the public thinks of the movie."""
+    """An unknown movie counts as average; an unknown user's prediction is what the public thinks of the movie."""
     pairs = pd.DataFrame({"userId": ["x", "x", "1", "1"], "movieId": ["y", "z", "y", "z"]}, dtype="category")
     ratings = model.predict(pairs)
     assert ratings[0] == ratings[1] == pytest.approx(float(model.arrays["mean"]), abs=0.2)
@@ -334,7 +334,7 @@ def test_luck_grows_no_trees() -> None:
 
 
 def test_columns_together() -> None:
-    """An interaction of two columns is learned as part of quality, also for movies that nobody has rated."""
+    """An interaction of two columns, which quality misses, is learned by the trees, also for unrated movies."""
     random = np.random.default_rng(0)
     dark, city = random.random((2, 160)) < 0.5
     effect = np.where(dark == city, 0.8, -0.8)

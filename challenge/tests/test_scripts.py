@@ -569,7 +569,7 @@ def test_init_takes_an_older_python(builder: Builder) -> None:
 
 
 def test_init_without_python_or_disk_or_place(builder: Builder) -> None:
-    """Nothing is made if .env is something else, the disk is full, or there is no Python or package list."""
+    """Nothing is made if .env is something else, or without enough disk, a Python or a package list."""
     (builder.root / ".env").write_text("SECRET=1", encoding="utf-8")
     assert "no virtual environment" in builder.run()[2]
     assert (builder.root / ".env").read_text() == "SECRET=1"

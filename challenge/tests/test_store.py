@@ -53,7 +53,7 @@ def test_model_comes_back(store: Store) -> None:
 
 
 def test_old_models_are_removed(store: Store) -> None:
-    """The newest models and the active one stay, with the encoders taught for them."""
+    """The newest models stay, with the encoders taught for them; the others are removed."""
     first = train(store)
     train(store)
     (store.folder / f"model-{first}.encoder").mkdir()
@@ -102,7 +102,7 @@ def test_models_are_listed(store: Store) -> None:
 
 
 def test_half_a_model_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed write or a file without a row leaves the earlier model active; leftovers are removed."""
+    """A failed write or an unregistered file leaves the earlier model active; leftovers are removed."""
     first, second = train(store), store.begin()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):

@@ -378,7 +378,7 @@ def test_learns_from_nothing(tiny: Path, tmp_path: Path) -> None:
 # transformers itself uses an attribute that it has deprecated.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_lora(movies: pd.DataFrame, tiny: Path, tmp_path: Path) -> None:
-    """Only the low-rank changes are learned; merging them into the weights does not change the vectors."""
+    """Of the encoder only low-rank changes are learned; merging them into the weights keeps the vectors."""
     tokens = AutoTokenizer.from_pretrained(tiny)(movies["overview"].tolist()[:8], padding=True, return_tensors="pt")
     options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_lin", "v_lin"]}
     model = get_peft_model(AutoModel.from_pretrained(tiny), LoraConfig(**options)).eval()

@@ -80,7 +80,7 @@ def test_one_training_at_a_time(service: Service, ratings: pd.DataFrame) -> None
 
 
 def test_failure_is_logged(service: Service, ratings: pd.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says which training failed and why, whether or not somebody asks for its report."""
+    """The log says which training failed and why."""
     number, report = service.train(ratings.assign(movieId="none"))
     assert report.exception()
     assert f"training {number} failed" in caplog.text and "the catalogue holds" in caplog.text
@@ -248,7 +248,7 @@ def test_bad_catalogue_changes_nothing(service: Service, table: bytes) -> None:
 
 @pytest.mark.parametrize("table", [None, b"title\nA\n"])
 def test_catalogue_that_cannot_be_read(service: Service, caplog: pytest.LogCaptureFixture, table: bytes | None) -> None:
-    """If the catalogue is gone or half written, the log says so, and predictions stay the same."""
+    """If the catalogue is gone or cannot be used, the log says so, and predictions stay the same."""
     path, pairs = service.settings.catalogue, read_pairs(DEMO / "df_test.csv", rated=False).head(99)
     content, before = path.read_bytes(), service.serving().predict(pairs)
     path.unlink()
