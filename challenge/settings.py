@@ -21,6 +21,7 @@ class ChallengeError(Exception):
     """An error that the caller or the operator can fix; `openapi.yaml` has the problem type of each subclass."""
 
 
+# Variables are aliases, as errors would leave out an `env_prefix`.
 class Settings(
     BaseSettings, alias_generator=lambda name: f"CHALLENGE_{name.upper()}", env_ignore_empty=True, frozen=True
 ):

@@ -306,7 +306,7 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
         If too few movies have a label.
     """
     # A column that is not read gives no label.
-    cells = movies.reindex(columns=task.columns[: 1 if task.kind in ITEMS else None], fill_value="").fillna("")
+    cells = movies.reindex(columns=task.columns[: None if task.kind == "tokens" else 1], fill_value="").fillna("")
     if task.kind == "regression":
         # A cell that is no number gives no label.
         cells = pd.DataFrame(as_numbers(cells.iloc[:, 0]))

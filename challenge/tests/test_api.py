@@ -451,6 +451,10 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
         counts = pair.get("/metrics", *BEARER).body.splitlines()
         return sum(float(line.split()[-1]) for line in counts if line.startswith("challenge_predicted_rows_total"))
 
+    def predicted(user: str) -> str:
+        pairs = f"userId,movieId\n{user},890\n".encode()
+        return pair.request("/ratings/predict", "-F", "file=@-", *BEARER, data=pairs).answer().body
+
     before, models = rows(), pair.get("/models", *BEARER).json
     answers = {pair.get("/ratings/predict", *form(TEST), *BEARER).body for _ in range(10)}
     assert answers == {expected}
@@ -458,17 +462,14 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
     assert f"challenge_active_model {models['active']}.0" in pair.get("/metrics", *BEARER).body
     assert pair.get("/ratings/train", *form(TRAIN), *BEARER).status == 200
     assert 'challenge_training_stage_seconds_count{stage="taste"} 1.0' in pair.get("/metrics", *BEARER).body
-    number = models["active"] + 1
     trained = pair.get("/models", *BEARER).json["active"]
-    assert trained >= number
+    assert trained >= models["active"] + 1
     served = {pair.get("/ratings/predict", *form(TEST), *BEARER).headers["x-model"] for _ in range(10)}
     assert served == {str(trained)}
     rated = ratings.head(30).assign(userId="newcomer", rating="5").to_csv(index=False).encode()
     assert pair.request("/ratings", "-F", "file=@-", *BEARER, data=rated).answer().status == 200
-    pairs = b"userId,movieId\nnewcomer,890\n"
-    told = {pair.request("/ratings/predict", "-F", "file=@-", *BEARER, data=pairs).answer().body for _ in range(10)}
-    stranger = pair.request("/ratings/predict", "-F", "file=@-", *BEARER, data=pairs.replace(b"newcomer", b"stranger"))
-    assert len(told) == 1 and told != {stranger.answer().body}
+    told = {predicted("newcomer") for _ in range(10)}
+    assert len(told) == 1 and told != {predicted("stranger")}
 
 
 def test_active_model_is_counted_from_the_start(start: Start, server: Server, expected: str) -> None:
