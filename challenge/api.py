@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import APIRouter, Body, Depends, File, Header, HTTPException, Path, Query, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import Counter, Gauge
@@ -59,8 +59,7 @@ router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTP
 @api.middleware("http")
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse a request that lacks the key, is too large or exceeds the concurrency, before its body is read."""
-    # These need no key and do not count towards the concurrency.
-    if request.url.path.removeprefix(request.scope["root_path"]).startswith(("/health/", "/docs", "/openapi.json")):
+    if request.url.path.removeprefix(request.scope["root_path"]).strip("/").split("/")[0] in FIXED.unguarded:
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
     if wanted and not compare_digest(key.partition(" ")[2].encode("latin-1"), wanted.encode()):
@@ -149,12 +148,14 @@ def predict(file: Upload, detail: bool = False, level: Level = FIXED.level) -> R
     return Response(answer.to_json(orient="index"), 200, {"X-Model": str(model.report["model"])}, "application/json")
 
 
+@api.head("/health/live", include_in_schema=False)
 @api.get("/health/live")
 async def live() -> dict[str, str]:
     """Say that the server is up."""
     return {"status": "live"}
 
 
+@api.head("/health/ready", include_in_schema=False)
 @api.get("/health/ready")
 def ready() -> dict[str, Any]:
     """Say which model serves; 503 until there is one."""
@@ -165,5 +166,7 @@ def ready() -> dict[str, Any]:
 
 
 api.include_router(router)
+# A browser that is sent to the server lands on the page.
+api.add_route("/", lambda request: RedirectResponse("docs"), include_in_schema=False)
 # Outermost, so that every answer has its request's id, even an unforeseen error's.
 app = CorrelationIdMiddleware(api)

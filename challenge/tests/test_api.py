@@ -115,7 +115,8 @@ def test_health_and_pages(server: Server) -> None:
     assert server.get("/health/live").json == {"status": "live"}
     ready = server.get("/health/ready").json
     assert (ready["status"], ready["model"]["model"]) == ("ready", server.get("/models").json["active"])
-    docs = server.get("/docs")
+    assert [server.get(path, "--head").status for path in ("/health/live", "/health/ready")] == [200, 200]
+    docs = server.get("/", "--location")
     assert (docs.status, docs.kind.split(";")[0]) == (200, "text/html")
     # The server itself has the page's scripts and styles.
     needed = re.findall(r'"([^"]*\.(?:js|css))"', docs.body)
@@ -130,7 +131,7 @@ def test_description(server: Server) -> None:
     table = re.findall(r"^\| `([A-Z]+) ([^`?]+)", (PROJECT / "README.md").read_text("utf-8"), re.MULTILINE)
     promised = {(verb.lower(), re.sub("{.+?}", "{}", path)) for verb, path in table}
     there = {(verb, re.sub("{.+?}", "{}", path)) for path, verbs in described["paths"].items() for verb in verbs}
-    assert promised - {("get", "/metrics"), ("get", "/docs")} == there
+    assert promised - {("get", "/metrics"), ("get", "/")} == there
     assert described["info"]["version"] == VERSION
     assert described["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     assert "202" in described["paths"]["/ratings/train"]["post"]["responses"]
@@ -424,6 +425,7 @@ def test_problem_types(server: Server) -> None:
 def test_key(server: Server, pair: Server) -> None:
     """Without the key, only health and the docs are open; a server without a key accepts any."""
     assert server.get("/models", *BEARER).status == 200
+    assert pair.get("/").headers["location"] == "docs"
     for path in ("/health/live", "/health/ready", "/docs", "/docs/files/swagger-ui.css", "/openapi.json"):
         assert pair.get(path).status == 200
     for options in ((), ("-H", "Authorization: Bearer wrong"), ("-H", "Authorization: Bearer ä")):
