@@ -59,7 +59,7 @@ router = APIRouter(max_body_size=settings.max_upload, dependencies=[Depends(HTTP
 @api.middleware("http")
 async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse a request that lacks the key, is too large or exceeds the concurrency, before its body is read."""
-    if request.url.path.removeprefix(request.scope["root_path"]).strip("/").split("/")[0] in FIXED.unguarded:
+    if request.scope["path"].removeprefix(request.scope["root_path"]).strip("/").split("/")[0] in FIXED.unguarded:
         return await answer(request)
     key, wanted = request.headers.get("Authorization", ""), settings.api_key.get_secret_value()
     if wanted and not compare_digest(key.partition(" ")[2].encode("latin-1"), wanted.encode()):
