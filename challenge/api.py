@@ -1,6 +1,6 @@
 """HTTP: routes, status codes, limits and problem details (RFC 9457)."""
 
-from asyncio import Semaphore
+from asyncio import Semaphore, to_thread
 from collections.abc import Awaitable, Callable
 from logging.config import dictConfig
 from secrets import compare_digest
@@ -157,10 +157,11 @@ async def live() -> dict[str, str]:
 
 @api.head("/health/ready", include_in_schema=False)
 @api.get("/health/ready")
-def ready() -> dict[str, Any]:
+async def ready() -> dict[str, Any]:
     """Say which model serves; 503 until there is one."""
     try:
-        return {"status": "ready", "model": service.serving().report}
+        # Not on the threads of other requests: probes that wait for a new catalogue would soon occupy all of them.
+        return {"status": "ready", "model": (await to_thread(service.serving)).report}
     except NotTrainedError as error:
         raise HTTPException(503, str(error)) from error
 

@@ -52,7 +52,7 @@ def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame
         places, texts = pd.factorize(table[column].fillna(""))
         table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
         # A stray quote swallows many lines into one id, and numpy pads all ids to the longest and drops a trailing NUL.
-        reject(~table[column].str.fullmatch(FIXED.id), "is empty, has a NUL or more than 1000 characters")
+        reject(~table[column].str.fullmatch(FIXED.id), "is empty, has a NUL or more than 255 characters")
     if table.empty:
         raise TableError("the file has no rows")
     return table
@@ -118,6 +118,8 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     """
     try:
         catalogue = read_csv(source, ("movieId",))
+        for _, column in catalogue.items():
+            reject(column.str.len() > FIXED.longest_cell, "has more than 100000 characters; is a quote left open?")
     except OSError as error:
         raise CatalogueMissingError(f"the catalogue {source} (CHALLENGE_CATALOGUE): {error.strerror}") from error
     except TableError as error:

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -474,6 +475,15 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
     assert len(told) == 1 and told != {predicted("stranger")}
 
 
+def test_unknown_paths_are_counted_as_one(pair: Server) -> None:
+    """Paths that nobody serves are counted under one name, so that they do not swell the metrics."""
+    for path in ("/models/", "/movies/1/similar/", "/invented"):
+        pair.get(path, *BEARER).refused(404)
+        pair.get(path).refused(401)
+    handlers = set(re.findall('handler="([^"]*)"', pair.get("/metrics", *BEARER).body))
+    assert "none" in handlers and not handlers & {"/models/", "/movies/1/similar/", "/invented"}
+
+
 def test_active_model_is_counted_from_the_start(start: Start, server: Server, expected: str) -> None:
     """The first scrape of the metrics shows the active model, before any prediction."""
     assert expected
@@ -504,6 +514,17 @@ def test_too_much_at_a_time(start: Start, server: Server) -> None:
     busy.process.send_signal(signal.SIGTERM)
     assert training.answer().status == 200
     assert busy.process.wait(20) in (0, -signal.SIGTERM)
+
+
+def test_waiting_probes_hold_up_no_request(server: Server) -> None:
+    """However many probes of readiness wait for something, other requests are answered."""
+    with closing(sqlite3.connect(server.folder / "models" / "registry.sqlite", isolation_level=None)) as file:
+        file.execute("BEGIN EXCLUSIVE")
+        probes = [server.request("/health/ready") for _ in range(60)]
+        server.request("/ratings/predict", "-F", "file=@-", "--max-time", "30").answer().refused(422)
+        assert all(probe.running() for probe in probes)
+        file.execute("ROLLBACK")
+    assert {probe.answer().status for probe in probes} == {200}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system limits a running process")

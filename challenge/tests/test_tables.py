@@ -45,7 +45,7 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
         "a lone quote",
         False,
         b'userId,movieId\n1,2\n"1,2\n' + b"1,2\n" * 300 + b'1",2\n',
-        ["line 3", "'userId'", "1000"],
+        ["line 3", "'userId'", "255"],
     ),
     ("fields of fixed width", False, b"userId,movieId\n1\0\0,2\n", ["line 2", "'userId'", "NUL"]),
     ("a decimal comma", True, b"userId,rating,movieId\n1,4,5,10\n", ["CSV", "line 2"]),
@@ -206,6 +206,16 @@ def test_bad_catalogue(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError, match="^the catalogue: "):
         read_catalogue(path)
+
+
+def test_quote_left_open(tmp_path: Path) -> None:
+    """A cell that has swallowed the lines after it is refused by its line and column."""
+    path = tmp_path / "movies.csv"
+    path.write_text('movieId,genres,overview\n1,a,A.\n2,b,"' + "B,C.\n" * 20_001 + '"\n', encoding="utf-8")
+    with pytest.raises(TableError, match="^the catalogue: line 3, column 'overview': .*quote"):
+        read_catalogue(path)
+    path.write_text('movieId,genres,overview\n1,a,A.\n2,b,"' + "B,C.\n" * 20_000 + '"\n', encoding="utf-8")
+    assert read_catalogue(path)["overview"].str.len().max() == 100_000
 
 
 @pytest.mark.parametrize(("name", "reason"), [("", "Is a directory"), ("movies.csv", "No such file")])
