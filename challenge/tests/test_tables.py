@@ -198,10 +198,20 @@ def test_columns_without_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "title\nA\n", "movieId,title\n", "movieId,title\n1,A\n,B\n", "movieId,title\n1,A, B\n"]
+    "text",
+    [
+        "",
+        "title\nA\n",
+        "movieId,title\n",
+        "movieId,title\n1,A\n,B\n",
+        "movieId,title\n1,A, B\n",
+        "movieId,title,title\n1,A,B\n",
+        "movieId,title,title\0s\n1,A,B\n",
+        f"movieId,{'a' * 200}b,{'a' * 200}c\n1,A,B\n",
+    ],
 )
 def test_bad_catalogue(tmp_path: Path, text: str) -> None:
-    """A catalogue without movies or ids, with an empty id or with a line longer than the header is refused."""
+    """A catalogue lacks movies or ids, or has an empty id, too long a line or two columns of one name: refused."""
     path = tmp_path / "movies.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError, match="^the catalogue: "):
