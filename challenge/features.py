@@ -22,13 +22,18 @@ def tokens(cell: str) -> list[str]:
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
-    """Read numbers, and dates as fractional years, on a logarithmic scale (arcsinh); NaN where a cell is neither."""
+    """Read numbers, and dates as fractional years; NaN where a cell is neither."""
     # Longer cells are neither, and would be slow to parse.
     texts = column.where(column.str.len() <= FIXED.longest_number).astype(str)
     dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
     plain = pd.to_numeric(texts, errors="coerce").astype(float)
     numbers = plain.fillna(pd.to_numeric(texts[plain.isna()].replace(FIXED.number_forms, regex=True), errors="coerce"))
-    return np.arcsinh(numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None])
+    return numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None]
+
+
+def rescale(values: Any, unit: float) -> Any:
+    """Make numbers logarithmic beyond their unit and linear below it; without a unit, return values as they are."""
+    return np.arcsinh(values / unit) if unit > 0 else values
 
 
 # A column as numbers, or as a sparse matrix of its words' or list items' hashed counts, signed and normalised.
@@ -40,7 +45,7 @@ Arrays = dict[str, NDArray[Any]]
 def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors from whatever columns a catalogue has.
 
-    A column of numbers or dates is one dimension, on a logarithmic scale; radial basis functions along it (Broomhead
+    A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
     and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf weights of
     those of its words or list items that more than one movie has, reduced to topics by a singular value decomposition
     (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but
@@ -59,7 +64,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     -------
     fitted : dict of str to ndarray
         By ``kind/name`` of a source, in the order of the vectors' dimensions: its projected centre in the first row,
-        its projection in the others, and in the first column the bucket that each row is for.
+        its projection in the others, and in the first column the bucket that each row is for, below the unit of
+        numbers, their median size.
     vectors : DataFrame of shape (movies, dimensions)
         As from `movie_vectors`.
     """
@@ -85,6 +91,9 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
     """
     known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
+    # The usual size of a number, so that it does not matter what it is counted in.
+    unit = np.median(np.abs(known[known != 0])) if key.startswith("number/") else -1
+    known = rescale(known, unit)
     # What only one movie has says nothing about others.
     kept = np.flatnonzero(np.ravel((known != 0).sum(axis=0)) > 1)
     weights = TfidfTransformer().fit(known).idf_[kept, None] if key.startswith("words/") else 1
@@ -99,8 +108,8 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     # Without a kept bucket the block has no dimension.
     varied = block.std(axis=0) > FIXED.rounding * np.abs(block).max(initial=0)
     axes = np.vstack([block.mean(axis=0), projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
-    # The centre belongs to no bucket.
-    return np.column_stack([[-1, *kept], axes]).astype(np.float32)
+    # The centre belongs to no bucket, which leaves a place for the unit.
+    return np.column_stack([[unit, *kept], axes]).astype(np.float32)
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> pd.DataFrame:
@@ -133,7 +142,8 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     for key, axes in fitted.items():
         # If none of the movies has an overview, one column of NaN stands for their embeddings.
         buckets = axes[1:, 0].astype(int) if wide[key].shape[1] > 1 else np.zeros(len(axes) - 1, int)
-        blocks[key] = np.nan_to_num(wide[key][:, buckets] @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
+        values = rescale(wide[key][:, buckets], axes[0, 0])
+        blocks[key] = np.nan_to_num(values @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
     blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}

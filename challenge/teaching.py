@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from challenge.encoder import choose, load, pool
-from challenge.features import as_numbers, tokens
+from challenge.features import as_numbers, rescale, tokens
 from challenge.settings import FIXED, ChallengeError, logger
 from challenge.tables import read_catalogue, read_pairs
 
@@ -309,7 +309,7 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     cells = movies.reindex(columns=task.columns[: None if task.kind == "tokens" else 1], fill_value="").fillna("")
     if task.kind == "regression":
         # A cell that is no number gives no label.
-        cells = pd.DataFrame(as_numbers(cells.iloc[:, 0]))
+        cells = pd.DataFrame(rescale(as_numbers(cells.iloc[:, 0]), 1))
     there = (cells.notna() & (cells != "")).any(axis=1).to_numpy()
     if there.sum() < task.least:
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
