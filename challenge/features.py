@@ -11,24 +11,26 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from challenge.settings import FIXED
 
 OVERVIEW = "vector/overview embedding"
+NUMERAL = re.compile(r"\d+")
 
 
 def tokens(cell: str) -> list[str]:
     """Split a cell into the items of its list, or else into words and numbers."""
     cell = cell.lower()
     if cell.startswith(("[", "{")):
-        return [double or single for double, single in re.findall(FIXED.item, cell)] or re.findall(FIXED.word, cell)
+        return ["".join(groups) for groups in re.findall(FIXED.item, cell)] or re.findall(FIXED.word, cell)
     return [*map(str.strip, cell.split("|"))] if "|" in cell else re.findall(FIXED.word, cell) or cell.split()
 
 
 def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
-    """Read numbers, and dates as fractional years; NaN where a cell is neither."""
-    # Longer cells are neither, and would be slow to parse.
+    """Read numbers, dates as fractional years, and years among words; NaN where a cell is none of them."""
+    # Longer cells are none of them, and would be slow to parse.
     texts = column.where(column.str.len() <= FIXED.longest_number).astype(str)
     dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
     plain = pd.to_numeric(texts, errors="coerce").astype(float)
     numbers = plain.fillna(pd.to_numeric(texts[plain.isna()].replace(FIXED.number_forms, regex=True), errors="coerce"))
-    return numbers.fillna(dates.year + dates.day_of_year / 366).to_numpy(np.float64)[:, None]
+    years = texts.str.extract(FIXED.lone_year, expand=False).astype(float)
+    return numbers.fillna(dates.year + dates.day_of_year / 366).fillna(years).to_numpy(np.float64)[:, None]
 
 
 def rescale(values: Any, unit: float) -> Any:
@@ -36,20 +38,39 @@ def rescale(values: Any, unit: float) -> Any:
     return np.arcsinh(values / unit) if unit > 0 else values
 
 
-# A column as numbers, or as a sparse matrix of its words' or list items' hashed counts, signed and normalised.
-COUNTER = HashingVectorizer(analyzer=tokens, n_features=FIXED.buckets)
-READERS = {"number": as_numbers, "words": COUNTER.transform}
+# A movie's cells as a sparse row of their words' or list items' hashed counts, signed and normalised.
+COUNTER = HashingVectorizer(analyzer=lambda cells: sum(map(tokens, cells), []), n_features=FIXED.buckets)
 Arrays = dict[str, NDArray[Any]]
+
+
+def source_of(column: "pd.Series[str]") -> str:
+    """Return the source that a column belongs to, as ``kind/name``; that of words may have several columns."""
+    # Distinct values count, so that a frequent word for a gap does not turn a column of numbers into words.
+    count, told = column.nunique(), np.isfinite(as_numbers(column.drop_duplicates())).sum()
+    if told > 2 and told >= FIXED.readable * count:
+        return f"number/{column.name}"
+    # The items of a list may be spread over actor_1, actor_2, and so on. A yes or no does not tell what it is of.
+    return f"words/{NUMERAL.sub('#', str(column.name)) if count > 2 else column.name}"
+
+
+def read(source: str, catalogue: pd.DataFrame) -> Any:
+    """Read a source from its columns, as `project` takes it; a column that is not there counts as empty."""
+    kind, _, name = source.partition("/")
+    if kind == "number":
+        return as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
+    own = [column for column in catalogue.columns if name in (column, NUMERAL.sub("#", column))]
+    return COUNTER.transform(catalogue[own].fillna("").to_numpy())
 
 
 def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors from whatever columns a catalogue has.
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
-    and Lowe 1988) are a source of their own, for what is not linear in it. Any other column becomes tf-idf weights of
-    those of its words or list items that more than one movie has, reduced to topics by a singular value decomposition
-    (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but
-    the radial basis functions is centred and scaled to a mean square norm of 1.
+    and Lowe 1988) are a source of their own, for what is not linear in it. Any other column, or several whose names
+    differ only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has,
+    reduced to topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the
+    overviews' embeddings are reduced likewise. Each source but the radial basis functions is centred and scaled to a
+    mean square norm of 1.
 
     Parameters
     ----------
@@ -71,11 +92,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     """
     # Without any overview the width of embeddings is unknown.
     wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
-    for name, column in catalogue.items():
-        # Distinct values count, so that a frequent word for a gap does not turn a column of numbers into words.
-        told = np.isfinite(as_numbers(column.drop_duplicates())).sum()
-        kind = "number" if told > 2 and told >= FIXED.readable * column.nunique() else "words"
-        wide[f"{kind}/{name}"] = READERS[kind](column.fillna(""))
+    wide |= {key: read(key, catalogue) for key in catalogue.apply(source_of).unique()}
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).shape[1] > 1}
     return fitted, project(fitted, wide, catalogue.index)
 
@@ -131,8 +148,7 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
         embedding is missing, the movie is at the source's centre; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
-    for kind, _, name in (key.partition("/") for key in fitted.keys() - wide):
-        wide[f"{kind}/{name}"] = READERS[kind](catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
+    wide |= {key: read(key, catalogue) for key in fitted.keys() - wide}
     return project(fitted, wide, catalogue.index)
 
 

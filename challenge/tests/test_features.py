@@ -53,6 +53,10 @@ def describe(
         ('["It\'s"]', ["it's"]),
         (r'["Caf\u00e9", "A \"B\"", "C"]', [r"caf\u00e9", r"a \"b\"", "c"]),
         ("[28, 12]", ["28", "12"]),
+        ("[28 12.5 7]", ["28", "12", "5", "7"]),
+        ("[Science Fiction, It's War , 7]", ["science fiction", "it's war", "7"]),
+        ('{War,"Science Fiction"}', ["war", "science fiction"]),
+        ("{name: War, id: 7}", ["name", "war", "id", "7"]),
         ("R", ["r"]),
         ("Drama|War", ["drama", "war"]),
         (" Drama | Science Fiction", ["drama", "science fiction"]),
@@ -77,8 +81,10 @@ def test_tokens(cell: str, found: list[str]) -> None:
         ("[" + 200_000 * r"{\"name\"}", 200_000 * ["name"]),
         ("[" + 200_000 * r"{\'name\'}", 200_000 * ["name"]),
         ("a" + 1_000_000 * " " + "b|c", ["a" + 1_000_000 * " " + "b", "c"]),
+        ("[a" + 1_000_000 * " " + "b", ["a", "b"]),
+        ("[" + 500_000 * "a," + 500_000 * " a", 500_000 * ["a"]),
     ],
-    ids=["escaped quotes", "escaped single quotes", "spaces"],
+    ids=["escaped quotes", "escaped single quotes", "spaces", "spaces without quotes", "items without quotes"],
 )
 def test_long_cells(cell: str, found: list[str]) -> None:
     """Parsing time is linear in the length of a cell; quadratic time would never finish here."""
@@ -198,6 +204,9 @@ def test_divided_thousands(between: str) -> None:
         ("5,000+", 5000),
         ("5★", 5),
         ("120 分钟", 120),
+        ("[7.7]", 7.7),
+        ('["7.7"]', 7.7),
+        ("7.7/10 (IMDb)", 7.7),
     ],
 )
 def test_numbers_in_other_words(cell: str, number: float) -> None:
@@ -214,8 +223,17 @@ def test_dates(form: str) -> None:
 
 def test_years_of_two_digits() -> None:
     """Dates with a two-digit year become whole years; 30 and above are of the twentieth century."""
-    dates = ["1/31/99", "30-Jul-01", "31.12.10 13:05", "1/31/65", "30 Jul 30"]
-    np.testing.assert_allclose(as_numbers(pd.Series(dates))[:, 0], [1999, 2001, 2010, 1965, 1930])
+    dates = ["1/31/99", "30-Jul-01", "31.12.10 13:05", "1/31/65", "30 Jul 30", "Jul-01", "July 30, 99"]
+    np.testing.assert_allclose(as_numbers(pd.Series(dates))[:, 0], [1999, 2001, 2010, 1965, 1930, 2001, 1999])
+
+
+def test_years_among_words() -> None:
+    """A date that only people understand becomes its year; two years, or no plausible one, are no date."""
+    cells = ["July 30, 2001 (Sweden)", "30 juillet 2001", "2001年7月30日", "2001-W31", '{"$date": "2001-07-30T00:00Z"}']
+    np.testing.assert_allclose(as_numbers(pd.Series([*cells, "the 1990s"]))[:, 0], [*5 * [2001], 1990])
+    assert np.isnan(
+        as_numbers(pd.Series(["Metropolis 1927 and 1984", "Airport 1575", "bus 18342", "A" * 60 + "1984"]))
+    ).all()
 
 
 def test_dates_of_two_time_zones() -> None:
@@ -292,6 +310,29 @@ def test_share_of_numbers() -> None:
         "number/three",
         "words/flags",
     }
+
+
+def test_lists_spread_over_columns() -> None:
+    """Columns of words whose names differ in numbers only are read as one list; flags and numbers stay apart."""
+    listed = {"stars": ["Kay Ray", "Ray Lee", "Lee Kay", "Kay Ray Day", "Day"], "overview": None}
+    spread = {
+        "star_1": ["Kay", "Lee", None, "Day", None],
+        "star_22": ["Ray", "Ray", "Lee Kay", "Ray", "Day"],
+        "star_3": ["", "", "", "Kay", ""],
+        "tag_1": [*"10101"],
+        "tag_2": [*"00111"],
+        "fee_1": [*"12345"],
+        "fee_2": [*"54321"],
+        "overview": None,
+    }
+    embeddings = np.full((5, 2), np.nan, np.float32)
+    _, (expected, _) = fit(pd.DataFrame(listed, dtype=object), embeddings)
+    features, (vectors, sources) = fit(pd.DataFrame(spread, dtype=object), embeddings)
+    apart = {"words/tag_1", "words/tag_2", "number/fee_1", "number/fee_2", "curve/number/fee_1", "curve/number/fee_2"}
+    assert apart < {*sources} and "words/star_1" not in sources
+    np.testing.assert_allclose(vectors[:, sources == "words/star_#"], expected, atol=1e-6)
+    later, sources = describe(features, pd.DataFrame({"star_7": ["Kay Ray"]}, dtype=object), embeddings[:1])
+    np.testing.assert_allclose(later[:, sources == "words/star_#"], expected[:1], atol=1e-6)
 
 
 def test_rare_words_weigh_more() -> None:
