@@ -66,11 +66,11 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     """Make movie vectors from whatever columns a catalogue has.
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
-    and Lowe 1988) are a source of their own, for what is not linear in it. Any other column, or several whose names
-    differ only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has,
-    reduced to topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the
-    overviews' embeddings are reduced likewise. Each source but the radial basis functions is centred and scaled to a
-    mean square norm of 1.
+    and Lowe 1988) are a source of their own, for what is not linear in it, unless there are too many such columns. Any
+    other column, or several whose names differ only in numbers, becomes tf-idf weights of those of its words or list
+    items that more than one movie has, reduced to topics by a singular value decomposition (latent semantic analysis,
+    Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but the radial basis functions
+    is centred and scaled to a mean square norm of 1.
 
     Parameters
     ----------
@@ -162,7 +162,8 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
         blocks[key] = np.nan_to_num(values @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
-    blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
+    if len(numbers) <= FIXED.most_curves:
+        blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
     sources = [key for key, block in blocks.items() for _ in block.T]
     # If the catalogue tells no movies apart there is no block at all.
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, sources, np.float32)

@@ -123,6 +123,16 @@ def test_curves() -> None:
     assert errors[0] > 0.9 * target.std() and errors[1] < 0.1 * target.std()
 
 
+def test_many_numbers_have_no_curves() -> None:
+    """Beyond 64 columns of numbers there are only the numbers themselves, for later movies, too."""
+    embeddings = np.full((9, 2), np.nan, np.float32)
+    for count, kinds in ((64, {"number", "curve"}), (65, {"number"})):
+        numbers = pd.DataFrame(np.random.default_rng(0).normal(size=(9, count)).astype(str)).add_prefix("x")
+        features, (_, sources) = fit(numbers.assign(overview=None), embeddings)
+        assert {source.split("/")[0] for source in sources} == kinds
+        np.testing.assert_array_equal(describe(features, numbers[["x7"]], embeddings)[1], sources)
+
+
 def test_width_of_bumps() -> None:
     """Each radial basis function is a Gaussian whose standard deviation is the distance to the next."""
     _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
