@@ -44,13 +44,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def source_of(column: "pd.Series[str]") -> str:
-    """Return the source that a column belongs to, as ``kind/name``; that of words may have several columns."""
+    """Return the source that a column belongs to, as ``kind/name``; one of words may have several columns."""
     # Distinct values count, so that a frequent word for a gap does not turn a column of numbers into words.
     count, told = column.nunique(), np.isfinite(as_numbers(column.drop_duplicates())).sum()
     if told > 2 and told >= FIXED.readable * count:
         return f"number/{column.name}"
-    # The items of a list may be spread over actor_1, actor_2, and so on. A yes or no does not tell what it is of.
-    return f"words/{NUMERAL.sub('#', str(column.name)) if count > 2 else column.name}"
+    # The items of a list may be spread over actor_1, actor_2, and so on; but a yes or no says nothing without its name.
+    return f"words/{NUMERAL.sub('#', str(column.name))}" if count > 2 else f"flag/{column.name}"
 
 
 def read(source: str, catalogue: pd.DataFrame) -> Any:
@@ -144,8 +144,9 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     Returns
     -------
     DataFrame of shape (movies, dimensions)
-        By movie id, each dimension under the ``kind/name`` of its source. Where a number, a date or an overview's
-        embedding is missing, the movie is at the source's centre; an empty cell of words has no words.
+        By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, or columns
+        that differ only in numbers, have one name. Where a number, a date or an overview's embedding is missing, the
+        movie is at the source's centre; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     wide |= {key: read(key, catalogue) for key in fitted.keys() - wide}
@@ -164,6 +165,6 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
     if len(numbers) <= FIXED.most_curves:
         blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
-    sources = [key for key, block in blocks.items() for _ in block.T]
+    sources = pd.Series([key for key, block in blocks.items() for _ in block.T]).replace(FIXED.families, regex=True)
     # If the catalogue tells no movies apart there is no block at all.
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, sources, np.float32)

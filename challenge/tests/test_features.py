@@ -94,7 +94,7 @@ def test_long_cells(cell: str, found: list[str]) -> None:
 def test_kinds() -> None:
     """Each column is read according to its kind; one that tells no movies apart is left out."""
     features, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
-    kinds = {"number/budget", "number/premiere", "words/labels", "words/kind", "vector/overview embedding"}
+    kinds = {"number/budget", "number/premiere", "words/labels", "flag/*", "vector/overview embedding"}
     assert set(sources) == kinds | {"curve/number/budget", "curve/number/premiere"}
     assert vectors.shape == (4, len(sources)) and np.isfinite(vectors).all()
     assert {vectors.dtype, *(array.dtype for array in features.values())} == {np.dtype(np.float32)}
@@ -299,7 +299,7 @@ def test_numbers_with_words_for_gaps() -> None:
         {"votes": [*map(str, range(60)), *["TBA"] * 40], "award": ["1", None] * 50, "overview": None}
     )
     _, (_, sources) = fit(catalogue.astype(object), np.full((100, 2), np.nan, np.float32))
-    assert set(sources) == {"number/votes", "curve/number/votes", "words/award"}
+    assert set(sources) == {"number/votes", "curve/number/votes", "flag/*"}
 
 
 def test_share_of_numbers() -> None:
@@ -318,12 +318,12 @@ def test_share_of_numbers() -> None:
         "number/most",
         "words/fewer",
         "number/three",
-        "words/flags",
+        "flag/*",
     }
 
 
 def test_lists_spread_over_columns() -> None:
-    """Columns of words whose names differ in numbers only are read as one list; flags and numbers stay apart."""
+    """Columns of words whose names differ in numbers only are read as one list; flags and numbers are not."""
     listed = {"stars": ["Kay Ray", "Ray Lee", "Lee Kay", "Kay Ray Day", "Day"], "overview": None}
     spread = {
         "star_1": ["Kay", "Lee", None, "Day", None],
@@ -338,11 +338,21 @@ def test_lists_spread_over_columns() -> None:
     embeddings = np.full((5, 2), np.nan, np.float32)
     _, (expected, _) = fit(pd.DataFrame(listed, dtype=object), embeddings)
     features, (vectors, sources) = fit(pd.DataFrame(spread, dtype=object), embeddings)
-    apart = {"words/tag_1", "words/tag_2", "number/fee_1", "number/fee_2", "curve/number/fee_1", "curve/number/fee_2"}
-    assert apart < {*sources} and "words/star_1" not in sources
+    assert {*sources} == {"words/star_#", "flag/tag*", "number/fee_#", "curve/number/fee_#"}
+    assert {"words/star_#", "flag/tag_1", "flag/tag_2", "number/fee_1", "number/fee_2"} <= features.keys()
     np.testing.assert_allclose(vectors[:, sources == "words/star_#"], expected, atol=1e-6)
     later, sources = describe(features, pd.DataFrame({"star_7": ["Kay Ray"]}, dtype=object), embeddings[:1])
     np.testing.assert_allclose(later[:, sources == "words/star_#"], expected[:1], atol=1e-6)
+
+
+def test_families() -> None:
+    """Flags with the same prefix, those without any, and columns that differ only in numbers, share a name each."""
+    flags = {name: [*"1001"] for name in ("genre_war", "genre: Road Movie", "War", "Road Movie", "is.b1")}
+    numbers = {name: [*"1234"] for name in ("tag1", "tag22", "vote_count", "vote_average")}
+    catalogue = pd.DataFrame(flags | numbers | {"overview": None}, dtype=object)
+    _, (_, sources) = fit(catalogue, np.full((4, 2), np.nan, np.float32))
+    alone = {"number/tag#", "number/vote_count", "number/vote_average"}
+    assert {*sources} == {"flag/genre*", "flag/*", "flag/is*"} | alone | {f"curve/{source}" for source in alone}
 
 
 def test_rare_words_weigh_more() -> None:
