@@ -119,7 +119,7 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
     try:
         catalogue = read_csv(source, ("movieId",))
         for _, column in catalogue.items():
-            reject(column.str.len() > FIXED.longest_cell, "has more than 100000 characters; is a quote left open?")
+            reject(column.str.len() > FIXED.longest_cell, "has more than 1000000 characters; is a quote left open?")
     except OSError as error:
         raise CatalogueMissingError(f"the catalogue {source} (CHALLENGE_CATALOGUE): {error.strerror}") from error
     except TableError as error:

@@ -221,11 +221,11 @@ def test_bad_catalogue(tmp_path: Path, text: str) -> None:
 def test_quote_left_open(tmp_path: Path) -> None:
     """A cell that has swallowed the lines after it is refused by its line and column."""
     path = tmp_path / "movies.csv"
-    path.write_text('movieId,genres,overview\n1,a,A.\n2,b,"' + "B,C.\n" * 20_001 + '"\n', encoding="utf-8")
+    path.write_text('movieId,genres,overview\n1,a,A.\n2,b,"' + "B,C.\n" * 200_001 + '"\n', encoding="utf-8")
     with pytest.raises(TableError, match="^the catalogue: line 3, column 'overview': .*quote"):
         read_catalogue(path)
-    path.write_text('movieId,genres,overview\n1,a,A.\n2,b,"' + "B,C.\n" * 20_000 + '"\n', encoding="utf-8")
-    assert read_catalogue(path)["overview"].str.len().max() == 100_000
+    path.write_text('movieId,genres,overview\n1,a,A.\n2,b,"' + "B,C.\n" * 200_000 + '"\n', encoding="utf-8")
+    assert read_catalogue(path)["overview"].str.len().max() == 1_000_000
 
 
 @pytest.mark.parametrize(("name", "reason"), [("", "Is a directory"), ("movies.csv", "No such file")])
