@@ -44,7 +44,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def source_of(column: "pd.Series[str]") -> str:
-    """Return the source that a column belongs to, as ``kind/name``; one of words may have several columns."""
+    """Return the source that a column belongs to, ``kind/name``: its own, or that of several columns of words."""
     # Distinct values count, so that a frequent word for a gap does not turn a column of numbers into words.
     count, told = column.nunique(), np.isfinite(as_numbers(column.drop_duplicates())).sum()
     if told > 2 and told >= FIXED.readable * count:
@@ -58,7 +58,7 @@ def read(source: str, catalogue: pd.DataFrame) -> Any:
     kind, _, name = source.partition("/")
     if kind == "number":
         return as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
-    own = [column for column in catalogue.columns if name in (column, NUMERAL.sub("#", column))]
+    own = [column for column in catalogue.columns if name == (NUMERAL.sub("#", column) if kind == "words" else column)]
     return COUNTER.transform(catalogue[own].fillna("").to_numpy())
 
 
@@ -66,11 +66,12 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     """Make movie vectors from whatever columns a catalogue has.
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
-    and Lowe 1988) are a source of their own, for what is not linear in it, unless there are too many such columns. Any
-    other column, or several whose names differ only in numbers, becomes tf-idf weights of those of its words or list
-    items that more than one movie has, reduced to topics by a singular value decomposition (latent semantic analysis,
-    Deerwester et al. 1990); the overviews' embeddings are reduced likewise. Each source but the radial basis functions
-    is centred and scaled to a mean square norm of 1.
+    and Lowe 1988) are a source of their own, for what is not linear in it, unless there are too many such columns. A
+    flag, a column of two values at most, tells which one a movie has. Any other column, or several whose names differ
+    only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to
+    topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
+    embeddings are reduced likewise. Each source but the radial basis functions is centred and scaled to a mean square
+    norm of 1.
 
     Parameters
     ----------

@@ -190,8 +190,8 @@ class Taste:
         Prior standard deviations of a user's weights, in units of the noise's; the last is the constant's.
     noise_ : float
         Variance of ratings that no taste explains, in squared stars.
-    strengths_ : Series of shape (sources,)
-        By source, the standard deviation over movies, in stars, that a user's taste for it is expected to have.
+    strengths_ : Series of shape (names of dimensions,)
+        By name, the standard deviation over movies, in stars, that a user's taste for it is expected to have.
     projection_ : ndarray of shape (vector dimensions + 1, axes)
         Axes on which the prior of the weights is the standard normal; along the last all movies are the same.
     weights_ : ndarray of shape (users, axes)
@@ -210,7 +210,7 @@ class Taste:
         Parameters
         ----------
         vectors : DataFrame of shape (movies, dimensions)
-            Movie vectors, each dimension under its source's name; the dimensions of a source share one scale. Scales
+            Movie vectors; dimensions of one name, those of a source or of a family of sources, share one scale. Scales
             are learned by the first fit and kept by later ones.
         ratings : DataFrame
             To learn from.
