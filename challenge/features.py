@@ -11,7 +11,6 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from challenge.settings import FIXED
 
 OVERVIEW = "vector/overview embedding"
-NUMERAL = re.compile(r"\d+")
 
 
 def tokens(cell: str) -> list[str]:
@@ -50,7 +49,7 @@ def source_of(column: "pd.Series[str]") -> str:
     if told > 2 and told >= FIXED.readable * count:
         return f"number/{column.name}"
     # The items of a list may be spread over actor_1, actor_2, and so on; but a yes or no says nothing without its name.
-    return f"words/{NUMERAL.sub('#', str(column.name))}" if count > 2 else f"flag/{column.name}"
+    return f"words/{re.sub(FIXED.numeral, '#', str(column.name))}" if count > 2 else f"flag/{column.name}"
 
 
 def read(source: str, catalogue: pd.DataFrame) -> Any:
@@ -58,8 +57,8 @@ def read(source: str, catalogue: pd.DataFrame) -> Any:
     kind, _, name = source.partition("/")
     if kind == "number":
         return as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
-    own = [column for column in catalogue.columns if name == (NUMERAL.sub("#", column) if kind == "words" else column)]
-    return COUNTER.transform(catalogue[own].fillna("").to_numpy())
+    names = [re.sub(FIXED.numeral, "#", column) if kind == "words" else column for column in catalogue.columns]
+    return COUNTER.transform(catalogue.loc[:, np.array(names) == name].fillna("").to_numpy())
 
 
 def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, pd.DataFrame]:
