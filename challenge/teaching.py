@@ -314,7 +314,7 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
     if there.sum() < task.least:
         raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
     if task.kind == "regression":
-        read = torch.tensor(StandardScaler().fit_transform(cells)).nan_to_num(NONE)[:, None]
+        read = StandardScaler().fit_transform(cells)[:, None]
     elif task.kind == "tokens":
         read = list(map(mark, cells.map(tokens).sum(axis=1), movies["overview"], spans))
     else:
