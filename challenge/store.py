@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from challenge.model import NotFoundError, RatingModel
-from challenge.settings import PACKAGE, VERSION, ChallengeError, logger
+from challenge.settings import FIXED, PACKAGE, VERSION, ChallengeError, logger
 
 sqlite3.register_converter("JSON", json.loads)
 
@@ -252,7 +252,7 @@ class Store:
         """
         query = "SELECT userId, rating, movieId FROM ratings WHERE id > ? AND id <= ? ORDER BY id"
         with closing(self._connect()) as file:
-            return pd.read_sql(query, file, params=(after, last), dtype={"userId": "category", "movieId": "category"})
+            return pd.read_sql(query, file, params=(after, last), dtype=FIXED.pair)
 
     def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Run one statement as a durable transaction."""

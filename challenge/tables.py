@@ -16,14 +16,14 @@ class CatalogueMissingError(ChallengeError):
     """There is no readable catalogue where the settings say it is."""
 
 
-def read_csv(source: IO[bytes] | Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def read_csv(source: IO[bytes] | Path, columns: list[str]) -> pd.DataFrame:
     """Read a CSV as text and check its required columns.
 
     Parameters
     ----------
     source : file or path
         UTF-8 text, with or without a byte order mark.
-    columns : tuple of str
+    columns : list of str
         Required columns.
 
     Returns
@@ -86,13 +86,13 @@ def read_pairs(source: IO[bytes] | Path, *, rated: bool) -> pd.DataFrame:
     TableError
         If the table cannot be used; the message names the line and the column.
     """
-    columns = ("userId", "movieId", "rating") if rated else ("userId", "movieId")
-    table = read_csv(source, columns)[[*columns]]
+    columns = [*FIXED.pair, "rating"] if rated else [*FIXED.pair]
+    table = read_csv(source, columns)[columns]
     if rated:
         ratings = pd.to_numeric(table["rating"], errors="coerce").astype(float)
         # NaN is not in this range either.
         reject(~ratings.between(*FIXED.stars), "is not a number between 1 and 5")
-        table = table.assign(rating=ratings).drop_duplicates(["userId", "movieId"], keep="last")
+        table = table.assign(rating=ratings).drop_duplicates([*FIXED.pair], keep="last")
     return table.reset_index(drop=True)
 
 
@@ -117,7 +117,7 @@ def read_catalogue(source: IO[bytes] | Path) -> pd.DataFrame:
         If it cannot be used; the message names the line and the column.
     """
     try:
-        catalogue = read_csv(source, ("movieId",))
+        catalogue = read_csv(source, ["movieId"])
         for _, column in catalogue.items():
             reject(column.str.len() > FIXED.longest_cell, "has more than 1000000 characters; is a quote left open?")
     except OSError as error:

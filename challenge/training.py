@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from challenge.encoder import Encoder, choose, encode
 from challenge.features import movie_vectors
 from challenge.model import RatingModel, fit_model
-from challenge.settings import VERSION, Settings, logger
+from challenge.settings import FIXED, VERSION, Settings, logger
 from challenge.store import NotTrainedError, Store, digest, replace
 from challenge.tables import CatalogueMissingError, TableError, read_catalogue
 
@@ -99,8 +99,7 @@ class Service:
         catalogue, name = read_catalogue(self.settings.catalogue), self.settings.encoder
         if len(added := self.store.added()):
             # Concatenation turns differing categories into text, which is slower to compare.
-            ratings = pd.concat([ratings, added]).astype({"userId": "category", "movieId": "category"})
-            ratings = ratings.drop_duplicates(["userId", "movieId"], keep="last")
+            ratings = pd.concat([ratings, added]).astype(FIXED.pair).drop_duplicates([*FIXED.pair], keep="last")
         if self.settings.teach:
             # Slow to import and seldom needed.
             from challenge.teaching import read_plan, teach
