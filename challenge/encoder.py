@@ -204,7 +204,8 @@ def quantize(layer: Any) -> None:
 def proven(encoder: Encoder, texts: tuple[str, ...]) -> Encoder:
     """Return the encoder if its centred vectors of distinct texts are close to fp32's, else the same in fp32."""
     encoders = encoder, choose(*encoder[:2], "fp32")
-    both = [np.stack([vector for batch in forward([*texts], each) for vector in batch.values()]) for each in encoders]
+    # One by one: in what order batches come depends on the device, and fp32 may run on another than int8.
+    both = [np.stack([batch[text] for text in texts for batch in forward([text], each)]) for each in encoders]
     worst = 1 - paired_cosine_distances(*(vectors - both[1].mean(axis=0) for vectors in both)).max()
     logger.info("%s: worst cosine of %d overviews to fp32 %.4f", encoder.precision, len(texts), worst)
     return encoder if worst >= FIXED.least_cosine else encoders[1]

@@ -159,6 +159,20 @@ def test_integers_prove_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert encoder == choose(str(tmp_path / "outlier"), 512, "fp32")
 
 
+def test_integers_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers, which run on the CPU, prove themselves also if fp32 is batched otherwise, as on a GPU."""
+
+    class Sizes(dict[str, int]):
+        left = [64]
+
+        def __getitem__(self, _: str) -> int:
+            return self.left.pop() if self.left else 65536
+
+    monkeypatch.setattr(FIXED, "batch_tokens", Sizes())
+    texts = tuple(f"{word} {number} in the frozen sea" for number, word in enumerate(WORDS))
+    assert choose(str(ENCODER), 512, "int8", texts).precision == "int8"
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_only_integers_prove_themselves(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A precision other than int8 is used unchecked, without the weights, as all overviews may be cached."""
