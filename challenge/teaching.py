@@ -56,7 +56,7 @@ class Task(BaseModel, extra="forbid"):
     Attributes
     ----------
     name : str
-        Of the task and its head, one word.
+        Of the task and its head, one word; no two have the same.
     kind : str
         ``multi-label``: the items of a movie's list; ``single-label``: its value; ``regression``: its number,
         standardised; ``tokens``: the tokens of its overview that belong to one of its items (distant labels, Mintz et
@@ -406,6 +406,10 @@ def read_plan(path: Path, **changes: str) -> Plan:
         # The libraries check their own options.
         transformers.TrainingArguments("", **plan.training)
         LoraConfig(**plan.lora or {})
+        # Heads and labels are kept by name beside these.
+        names = pd.Series([*dir(nn.ModuleDict()), "input_ids", "masked", *(task.name for task in plan.tasks)])
+        if not names.is_unique:
+            raise ValueError(f"tasks: the name '{names[names.duplicated()].iloc[0]}' is taken")
         return plan
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise PlanError(f"{path}: {error}") from error

@@ -264,6 +264,9 @@ def test_liked() -> None:
         (PLAN.read_text("utf-8") + "\npatience: 0", "patience"),
         (PLAN.read_text("utf-8").replace("weight: 1}", "weight: -1}"), "tasks.0.weight"),
         (PLAN.read_text("utf-8").replace("name: genres", "name: a.b"), "tasks.0.name"),
+        (PLAN.read_text("utf-8").replace("name: genres", "name: liked"), "tasks: the name 'liked' is taken"),
+        (PLAN.read_text("utf-8").replace("name: genres", "name: masked"), "tasks: the name 'masked' is taken"),
+        (PLAN.read_text("utf-8").replace("name: genres", "name: training"), "tasks: the name 'training' is taken"),
     ],
 )
 def test_bad_plan(tmp_path: Path, plan: str, told: str) -> None:
