@@ -46,7 +46,7 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, RequestValidationError):
         detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     if isinstance(error, TrainingBusyError):
-        headers["Location"] = f"/trainings/{error.number}"
+        headers["Location"] = f"{request.scope['root_path']}/trainings/{error.number}"
     return JSONResponse(problem | {"detail": detail}, problem["status"], headers, "application/problem+json")
 
 
@@ -78,12 +78,12 @@ Instrumentator().instrument(api).expose(api, include_in_schema=False, dependenci
 
 
 @router.post("/ratings/train", responses={202: {"description": "Started, as `Prefer: respond-async` requested."}})
-def train(file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> Any:
+def train(request: Request, file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> Any:
     """Train on a CSV of `userId`, `rating` and `movieId`; return the report, or on request at once where it will be."""
     number, report = service.train(read_pairs(file.file, rated=True))
     if "respond-async" not in ",".join(prefer).lower():
         return report.result()
-    headers = {"Location": f"/trainings/{number}", "Preference-Applied": "respond-async"}
+    headers = {"Location": f"{request.scope['root_path']}/trainings/{number}", "Preference-Applied": "respond-async"}
     return JSONResponse(show_training(number), 202, headers)
 
 

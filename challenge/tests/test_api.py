@@ -475,6 +475,17 @@ def test_workers_are_one(pair: Server, expected: str, ratings: pd.DataFrame) -> 
     assert len(told) == 1 and told != {predicted("stranger")}
 
 
+def test_address_behind_a_proxy(pair: Server) -> None:
+    """A training's address is under the proxy's path, so that the client of the proxy finds it."""
+    begun = pair.get("/ratings/train", *form(TRAIN), *BEARER, "-H", "Prefer: respond-async")
+    busy = pair.get("/ratings/train", *form(TRAIN), *BEARER)
+    path = begun.headers["location"]
+    assert busy.refused(409) and path == busy.headers["location"] == f"/behind/a/proxy/trainings/{begun.json['id']}"
+    # The proxy strips its path.
+    while pair.get(path.removeprefix("/behind/a/proxy"), *BEARER).json["state"] == "running":
+        time.sleep(0.05)
+
+
 def test_unknown_paths_are_counted_as_one(pair: Server) -> None:
     """Paths that nobody serves are counted under one name, so that they do not swell the metrics."""
     for path in ("/models/", "/movies/1/similar/", "/invented"):
