@@ -9,8 +9,8 @@ from tempfile import gettempdir
 if "GOMP_SPINCOUNT" not in os.environ:
     os.environ["GOMP_SPINCOUNT"] = "1000"
 if os.environ.get("CHALLENGE_LOG") == "json":
-    # Progress bars would break up the JSON lines. tqdm reads this when it is imported.
-    os.environ["TQDM_DISABLE"] = "1"
+    # Progress bars and plain text would break up the JSON lines. The libraries read these when they are imported.
+    os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
 if parent_process():
     # One of several workers, whose metrics are added up. prometheus_client reads this when it is imported.
     counts = os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", f"{gettempdir()}/challenge-{os.getppid()}")

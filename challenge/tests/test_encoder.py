@@ -1,5 +1,6 @@
 """Tests of encoding texts and of caching their vectors."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from prometheus_client import REGISTRY
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from challenge.encoder import Encoder, EncoderUnavailableError, choose, encode, load
 from challenge.settings import FIXED
@@ -282,6 +283,21 @@ def test_bars(cache: Path, form: str) -> None:
 def test_two_load_at_once() -> None:
     """Two threads may be the first to load the weights at the same time."""
     subprocess.run([sys.executable, "-c", BOTH, str(ENCODER)], cwd=PROJECT, check=True)
+
+
+def test_json_log(tmp_path: Path) -> None:
+    """With a log of JSON, what transformers says of unused weights, such as the default encoder's, is JSON, too."""
+    AutoModelForMaskedLM.from_pretrained(ENCODER).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(ENCODER).save_pretrained(tmp_path)
+    program = "import sys, challenge; from challenge.encoder import *; load(choose(sys.argv[1], 8, 'fp32'))"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = os.environ | {"CHALLENGE_LOG": "json"}
+    told = subprocess.run(
+        command, cwd=PROJECT, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    lines = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [line["name"] for line in lines] == ["transformers.modeling_utils"]
+    assert "vocab_projector" in lines[0]["message"]
 
 
 @pytest.mark.usefixtures("one_by_one")
