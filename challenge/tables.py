@@ -41,7 +41,8 @@ def read_csv(source: IO[bytes] | Path, columns: list[str]) -> pd.DataFrame:
     try:
         table: pd.DataFrame = pd.read_csv(source, **FIXED.csv)
     except ValueError as error:
-        raise TableError(f"the file cannot be read as CSV in UTF-8: {str(error).strip()}") from error
+        # pandas counts the row of a quote left open from 0.
+        raise TableError(f"this is no CSV in UTF-8: {str(error).strip().replace('at row', 'after line')}") from error
     # A column without a name is an index that some program wrote.
     names = table.iloc[0].dropna().str.strip().replace(FIXED.names, regex=True)
     table = table[names.index].set_axis([*names], axis=1)[1:].dropna(how="all")

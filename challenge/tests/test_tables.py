@@ -38,7 +38,7 @@ BAD: list[tuple[str, bool, bytes, list[str]]] = [
     ("only a header", True, b"userId,movieId,rating\n", ["no rows"]),
     ("a picture", False, b"\x89PNG\r\n\x1a\n\x00\x00", ["CSV"]),
     ("another encoding", False, "userId,movieId\nJosé,2\n".encode("latin-1"), ["CSV in UTF-8"]),
-    ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV"]),
+    ("an open quote", False, b'userId,movieId\n1,2\n"1,2\n', ["CSV", "after line 2"]),
     ("JSON", False, b'{"userId": 1, "movieId": 2}', ["line 1", "'userId'"]),
     ("what is there instead", False, b"user,movie\n1,2\n", ["'userId'", "['user', 'movie']"]),
     (
