@@ -73,7 +73,7 @@ class Task(BaseModel, extra="forbid"):
     kind: Literal["multi-label", "single-label", "regression", "tokens"]
     columns: list[str]
     weight: float = Field(1, ge=0)
-    least: int = 20
+    least: int = Field(20, ge=1)
 
 
 class Plan(BaseModel, extra="forbid"):
@@ -389,6 +389,8 @@ def teach(catalogue: pd.DataFrame, ratings: pd.DataFrame, folder: Path, plan: Pl
     callbacks = [Unfreezing(plan.trained), transformers.EarlyStoppingCallback(plan.patience)]
     trainer = Teacher(model, arguments, collate, taught, held_out, compute_metrics=model.scores, callbacks=callbacks)
     trainer.optimizer = optimizer(model, plan, arguments)
+    # Instead of a bar, it would print plain text between the lines of a log of JSON.
+    trainer.remove_callback(transformers.PrinterCallback)
     # The state is written last: a checkpoint that has one is complete.
     whole = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)

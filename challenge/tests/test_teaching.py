@@ -263,6 +263,7 @@ def test_liked() -> None:
         (PLAN.read_text("utf-8") + "\nlayer_decay: 0", "layer_decay"),
         (PLAN.read_text("utf-8") + "\npatience: 0", "patience"),
         (PLAN.read_text("utf-8").replace("weight: 1}", "weight: -1}"), "tasks.0.weight"),
+        (PLAN.read_text("utf-8").replace("weight: 1}", "least: 0}"), "tasks.0.least"),
         (PLAN.read_text("utf-8").replace("name: genres", "name: a.b"), "tasks.0.name"),
         (PLAN.read_text("utf-8").replace("name: genres", "name: liked"), "tasks: the name 'liked' is taken"),
         (PLAN.read_text("utf-8").replace("name: genres", "name: masked"), "tasks: the name 'masked' is taken"),
@@ -470,6 +471,14 @@ def test_same_seed(movies: pd.DataFrame, tiny: Path, tmp_path: Path, capsys: pyt
         losses += re.findall(r"^eval_loss: (\S+)$", capsys.readouterr().out, re.MULTILINE)
     first, second, other = losses
     assert first == second != other
+
+
+def test_without_a_bar(movies: pd.DataFrame, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a progress bar, as with a log of JSON, nothing is printed; TensorBoard still gets the losses."""
+    teach(movies, NOBODY, tmp_path, plan_of(tiny, training={"max_steps": 2, "disable_tqdm": True}))
+    assert capsys.readouterr().out == ""
+    parts = [EventAccumulator(str(path)).Reload().Tags()["scalars"] for path in tmp_path.rglob("events.*")]
+    assert "eval/genres_loss" in sum(parts, [])
 
 
 def test_first_stage_of_a_training(tmp_path: Path) -> None:
