@@ -46,8 +46,8 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
     dict of str to array
         ``traits``, which the trees read: the catalogue's numbers and the coordinates on the axes, for interactions;
         ``vectors``, which users' weights are multiplied with, the last dimension being the same for all movies;
-        ``qualities``, what is given, its ``surplus`` over what is promised, and the ``doubts``; and the overview's
-        part in vectors and qualities.
+        ``qualities``, what is given, the ``surplus`` of movies that nobody has rated, and the ``doubts``; and the
+        overview's part in vectors and qualities.
     """
     overview = vectors * (vectors.columns == OVERVIEW)
     # What the public gave does not come from the overview.
@@ -56,7 +56,7 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
         "traits": np.hstack([vectors.filter(regex="^number/"), vectors @ learned["axes"]]),
         "vectors": vectors.assign(quality=promised, level=np.float32(1)) @ learned["projection"],
         "qualities": given,
-        "surplus": given - promised,
+        "surplus": np.zeros(len(vectors)),
         "doubts": doubts,
         "overview_vectors": overview.assign(quality=told, level=np.float32(0)) @ learned["projection"],
         "overview_qualities": told,
@@ -410,7 +410,9 @@ def fit_model(
         taste = tastes.fit(vectors.assign(quality=quality), personal, rounds).held_out_
     enter("trees")
     usual = np.square(personal["stars"]).mean()
-    user_habits, held_habits = habits(personal, given - quality, usual)
+    # Not of what is given: the tastes in it were learned from ratings in other folds, and would tell the trees of them.
+    surplus = (np.bincount(movie, stars) / counts - quality) * (1 - doubts)
+    user_habits, held_habits = habits(personal, surplus, usual)
     learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
     # Stars above what the public gave, which no later catalogue changes.
     learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": personal["stars"].to_numpy()}
@@ -419,7 +421,7 @@ def fit_model(
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes]}
     # Rated movies keep their out-of-fold quality: tastes were learned from it.
-    learned |= describe(learned, vectors, quality, given, doubts)
+    learned |= describe(learned, vectors, quality, given, doubts) | {"surplus": surplus}
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.tree_rows])
     plain = quality[movie] + taste
     rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], learned["traits"][movie[some]]])

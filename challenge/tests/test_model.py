@@ -70,6 +70,15 @@ def test_report(model: RatingModel) -> None:
     assert errors[0] == pytest.approx(RATINGS["rating"].var(ddof=0), rel=1e-4) and errors[1] > errors[2] > errors[3]
 
 
+def test_nothing_to_correct() -> None:
+    """Trees see no trace of held-out ratings where each movie has one rating, a user's level and noise."""
+    noise = np.random.default_rng(0)
+    user = np.repeat(np.arange(100), 20)
+    ratings = (3 + noise.normal(0, 0.7, 100)[user] + noise.normal(0, 0.8, 2000)).clip(1, 5)
+    told = fit_world(user, np.arange(2000), ratings, {}, np.full((2000, 4), np.nan)).report["cross-validated mse"]
+    assert told["model"] > 0.98 * told["quality and taste"]
+
+
 def test_many_pairs_at_a_time(model: RatingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions do not depend on the chunk size."""
     whole = model.predict(PAIRS)
