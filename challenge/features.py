@@ -11,6 +11,8 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from challenge.settings import FIXED
 
 OVERVIEW = "vector/overview embedding"
+# Not a source: what it takes to fill gaps.
+GAPS = "gaps/numbers"
 
 
 def tokens(cell: str) -> list[str]:
@@ -70,7 +72,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to
     topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
     embeddings are reduced likewise. Each source but the radial basis functions is centred and scaled to a mean square
-    norm of 1.
+    norm of 1. A missing number or date is the conditional mean given all else, as if vectors were normally distributed;
+    their covariance is learned in turn with the gaps (Buck 1960, A method of estimation of missing values).
 
     Parameters
     ----------
@@ -86,7 +89,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     fitted : dict of str to ndarray
         By ``kind/name`` of a source, in the order of the vectors' dimensions: its projected centre in the first row,
         its projection in the others, and in the first column the bucket that each row is for, below the unit of
-        numbers, their median size.
+        numbers, their median size. Under `GAPS`, the inverse of the vectors' scatter matrix.
     vectors : DataFrame of shape (movies, dimensions)
         As from `movie_vectors`.
     """
@@ -94,7 +97,13 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
     wide |= {key: read(key, catalogue) for key in catalogue.apply(source_of).unique()}
     fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).shape[1] > 1}
-    return fitted, project(fitted, wide, catalogue.index)
+    known = project(fitted, wide, catalogue.index)
+    # At first nothing depends on anything else.
+    precision = each = np.eye(known.shape[1], dtype=np.float32)
+    for _ in range(FIXED.gap_rounds):
+        filled = complete(known, precision).to_numpy()[:, : len(each)]
+        precision = np.linalg.inv(filled.T @ filled + FIXED.gap_prior * each)
+    return fitted | {GAPS: precision}, complete(known, precision)
 
 
 def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
@@ -145,26 +154,36 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     -------
     DataFrame of shape (movies, dimensions)
         By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, or columns
-        that differ only in numbers, have one name. Where a number, a date or an overview's embedding is missing, the
-        movie is at the source's centre; an empty cell of words has no words.
+        that differ only in numbers, have one name. Where a number or a date is missing, it is inferred; without an
+        overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
-    wide |= {key: read(key, catalogue) for key in fitted.keys() - wide}
-    return project(fitted, wide, catalogue.index)
+    wide |= {key: read(key, catalogue) for key in fitted.keys() - {OVERVIEW, GAPS}}
+    return complete(project(fitted, wide, catalogue.index), fitted[GAPS])
 
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
-    """Project each source, and add the radial basis functions along numbers."""
+    """Project each source; only of numbers, gaps stay NaN."""
     blocks = {}
-    for key, axes in fitted.items():
+    for key, axes in [(key, axes) for key, axes in fitted.items() if key != GAPS]:
         # If none of the movies has an overview, one column of NaN stands for their embeddings.
         buckets = axes[1:, 0].astype(int) if wide[key].shape[1] > 1 else np.zeros(len(axes) - 1, int)
-        values = rescale(wide[key][:, buckets], axes[0, 0])
-        blocks[key] = np.nan_to_num(values @ axes[1:, 1:] - axes[0, 1:], posinf=0, neginf=0)
-    centres, width = np.linspace(*FIXED.bumps, retstep=True)
-    numbers = {key: block for key, block in blocks.items() if key.startswith("number/")}
-    if len(numbers) <= FIXED.most_curves:
-        blocks |= {f"curve/{key}": np.exp(-np.square((block - centres) / width) / 2) for key, block in numbers.items()}
-    sources = pd.Series([key for key, block in blocks.items() for _ in block.T]).replace(FIXED.families, regex=True)
+        values, gap = rescale(wide[key][:, buckets], axes[0, 0]), np.nan if key.startswith("number/") else 0
+        blocks[key] = np.nan_to_num(values @ axes[1:, 1:] - axes[0, 1:], nan=gap, posinf=gap, neginf=gap)
+    names = [key for key, block in blocks.items() for _ in block.T]
     # If the catalogue tells no movies apart there is no block at all.
-    return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, sources, np.float32)
+    return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, names)
+
+
+def complete(known: pd.DataFrame, precision: NDArray[np.floating[Any]]) -> pd.DataFrame:
+    """Fill the gaps of numbers by their conditional means, and add the radial basis functions along numbers."""
+    filled, missing = np.nan_to_num(known), np.isnan(known.to_numpy(np.float64))
+    for rows in known.groupby([bytes(row) for row in missing]).indices.values():
+        gaps = missing[rows[0]]
+        filled[np.ix_(rows, gaps)] = -filled[rows] @ precision[:, gaps] @ np.linalg.inv(precision[np.ix_(gaps, gaps)])
+    numbers = pd.DataFrame(filled, columns=known.columns).filter(regex="^number/")
+    few = numbers if len(numbers.columns) <= FIXED.most_curves else numbers[[]]
+    centres, width = np.linspace(*FIXED.bumps, retstep=True)
+    curves = np.exp(-np.square((few.to_numpy()[..., None] - centres) / width) / 2)
+    names = pd.Series([*known, *(f"curve/{name}" for name in few for _ in centres)]).replace(FIXED.families, regex=True)
+    return pd.DataFrame(np.hstack([filled, *curves.swapaxes(0, 1)]), known.index, names, np.float32)

@@ -101,13 +101,42 @@ def test_kinds() -> None:
 
 
 def test_centred_and_scaled() -> None:
-    """A source's vectors are centred, their mean square norm is 1, and gaps lie at the centre."""
+    """A source's vectors are centred, and their mean square norm is 1."""
     _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     for source, known in (("number/budget", [0, 2, 3]), ("vector/overview embedding", [0, 1, 2])):
         block = vectors[:, sources == source]
         np.testing.assert_allclose(block[known].mean(axis=0), 0, atol=1e-6)
         assert (block[known] ** 2).sum(axis=1).mean() == pytest.approx(1, rel=1e-5)
-        assert not block[[place for place in range(4) if place not in known]].any()
+
+
+def test_gaps_are_filled() -> None:
+    """A missing number is inferred from all else, also for later movies; one that depends on nothing is the centre."""
+    random = np.random.default_rng(0)
+    first, noise, genre = random.normal(size=3000), random.normal(size=3000), random.integers(0, 3, 3000)
+    second = 0.6 * first + 0.8 * (genre - 1)
+    lacking = np.arange(3000) % 3 == 0
+    columns = {"first": first, "second": np.where(lacking, np.nan, second), "noise": np.where(lacking, np.nan, noise)}
+    catalogue = pd.DataFrame(columns, [f"m{place}" for place in range(3000)]).astype(str).replace("nan", None)
+    catalogue = catalogue.assign(genre=np.array(["War", "Drama", "Night"])[genre], overview=None)
+    without = np.full((3000, 2), np.nan, np.float32)
+    features, (vectors, sources) = fit(catalogue, without)
+    number = {name: vectors[:, sources == f"number/{name}"][:, 0] for name in columns}
+    assert np.corrcoef(number["second"], second)[0, 1] > 0.98 and np.abs(number["noise"][lacking]).max() < 0.3
+    assert np.mean((number["second"][lacking] - number["second"][lacking].mean()) ** 2) > 0.7
+    for movies in (catalogue.assign(second=None), catalogue.drop(columns="second").head(30)):
+        filled, _ = describe(features, movies, without[: len(movies)])
+        told, count = filled[:, sources == "number/second"][:, 0], len(movies)
+        np.testing.assert_allclose(told[lacking[:count]], number["second"][:count][lacking[:count]], atol=1e-4)
+        assert np.corrcoef(told, second[:count])[0, 1] > 0.95
+
+
+def test_gaps_of_few_movies() -> None:
+    """What a few movies seem to say of a gap is not believed."""
+    random = np.random.default_rng(0)
+    numbers = pd.DataFrame(random.normal(size=(30, 20))).add_prefix("x").astype(str)
+    numbers["x7"] = numbers["x7"].where(np.arange(30) > 9, None)
+    _, (vectors, sources) = fit(numbers.assign(overview=None), np.full((30, 2), np.nan, np.float32))
+    assert np.abs(vectors[:10, sources == "number/x#"][:, 7]).max() < 0.7
 
 
 def test_curves() -> None:
@@ -147,8 +176,10 @@ def test_later_movies() -> None:
     np.testing.assert_array_equal(describe(features, CATALOGUE, EMBEDDINGS)[0], whole)
     part, _ = describe(features, CATALOGUE.iloc[[2]], EMBEDDINGS[[2]])
     np.testing.assert_allclose(part, whole[[2]], atol=1e-6)
-    without, _ = describe(features, CATALOGUE.drop(columns="budget"), EMBEDDINGS)
-    assert not without[:, sources == "number/budget"].any()
+    gone, empty = CATALOGUE.drop(columns="budget"), CATALOGUE.assign(budget=None)
+    without, _ = describe(features, gone, EMBEDDINGS)
+    np.testing.assert_array_equal(without, describe(features, empty, EMBEDDINGS)[0])
+    assert np.abs(without[:, sources == "number/budget"]).max() < 0.2
 
 
 @pytest.mark.parametrize(
@@ -388,15 +419,17 @@ def test_later_movies_without_overviews() -> None:
     vectors, _ = describe(features, CATALOGUE, np.full((4, 1), np.nan, np.float32))
     overview = sources == "vector/overview embedding"
     assert not vectors[:, overview].any()
-    np.testing.assert_array_equal(vectors[:, ~overview], whole[:, ~overview])
+    # The others lack a number, which is inferred from their overview, too.
+    np.testing.assert_array_equal(vectors[[0, 3]][:, ~overview], whole[[0, 3]][:, ~overview])
 
 
 def test_numbers_without_bounds() -> None:
     """An infinite number, or one too large for a float, counts as a gap."""
     features, _ = fit(CATALOGUE, EMBEDDINGS)
-    vectors, sources = describe(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
+    vectors, _ = describe(features, CATALOGUE.assign(budget=["inf", "-inf", "1e999", "5"]), EMBEDDINGS)
+    gaps, _ = describe(features, CATALOGUE.assign(budget=["", "", "", "5"]), EMBEDDINGS)
+    np.testing.assert_array_equal(vectors, gaps)
     assert np.isfinite(vectors).all()
-    assert not vectors[:3, sources == "number/budget"].any()
 
 
 def test_rounding_is_no_difference() -> None:
