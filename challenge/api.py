@@ -38,8 +38,8 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     """Turn an error into a problem document."""
     # FastAPI blames the caller for whatever keeps it from reading a body, even a full disk.
     error = error.__cause__ if hasattr(error, "status_code") and isinstance(error.__cause__, OSError) else error
-    status, headers = getattr(error, "status_code", 500), dict(getattr(error, "headers", None) or {})
-    detail = FIXED.details.get(told := getattr(error, "detail", str(error) or repr(error)), told)
+    status, told = getattr(error, "status_code", 500), getattr(error, "detail", str(error) or repr(error))
+    headers, detail = dict(getattr(error, "headers", None) or {}), FIXED.details.get(told, told)
     # An error without a problem type of its own is titled by its status.
     plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
     problem = FIXED.problems.get(type(error).__name__, plain)

@@ -101,9 +101,9 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     # At first nothing depends on anything else.
     precision = each = np.eye(known.shape[1], dtype=np.float32)
     for _ in range(FIXED.gap_rounds):
-        filled = complete(known, precision).to_numpy()[:, : len(each)]
+        filled = fill(known, precision).to_numpy(np.float32)
         precision = np.linalg.inv(filled.T @ filled + FIXED.gap_prior * each)
-    return fitted | {GAPS: precision}, complete(known, precision)
+    return fitted | {GAPS: precision}, with_curves(fill(known, precision))
 
 
 def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
@@ -159,7 +159,7 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[n
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     wide |= {key: read(key, catalogue) for key in fitted.keys() - {OVERVIEW, GAPS}}
-    return complete(project(fitted, wide, catalogue.index), fitted[GAPS])
+    return with_curves(fill(project(fitted, wide, catalogue.index), fitted[GAPS]))
 
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
@@ -175,15 +175,20 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, names)
 
 
-def complete(known: pd.DataFrame, precision: NDArray[np.floating[Any]]) -> pd.DataFrame:
-    """Fill the gaps of numbers by their conditional means, and add the radial basis functions along numbers."""
+def fill(known: pd.DataFrame, precision: NDArray[np.floating[Any]]) -> pd.DataFrame:
+    """Fill the gaps of numbers by their conditional means; all movies with the same gaps at once."""
     filled, missing = np.nan_to_num(known), np.isnan(known.to_numpy(np.float64))
     for rows in known.groupby([bytes(row) for row in missing]).indices.values():
         gaps = missing[rows[0]]
         filled[np.ix_(rows, gaps)] = -filled[rows] @ precision[:, gaps] @ np.linalg.inv(precision[np.ix_(gaps, gaps)])
-    numbers = pd.DataFrame(filled, columns=known.columns).filter(regex="^number/")
+    return pd.DataFrame(filled, known.index, known.columns)
+
+
+def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
+    """Add the radial basis functions along numbers, and name all dimensions after their sources' families."""
+    numbers = vectors.filter(regex="^number/")
     few = numbers if len(numbers.columns) <= FIXED.most_curves else numbers[[]]
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     curves = np.exp(-np.square((few.to_numpy()[..., None] - centres) / width) / 2)
-    names = pd.Series([*known, *(f"curve/{name}" for name in few for _ in centres)]).replace(FIXED.families, regex=True)
-    return pd.DataFrame(np.hstack([filled, *curves.swapaxes(0, 1)]), known.index, names, np.float32)
+    names = pd.Series([*vectors, *(f"curve/{key}" for key in few for _ in centres)]).replace(FIXED.families, regex=True)
+    return pd.DataFrame(np.hstack([vectors, *curves.swapaxes(0, 1)]), vectors.index, names, np.float32)
