@@ -229,10 +229,15 @@ class Taste:
         design = vectors.assign(level=np.float32(1)).to_numpy()
         # The first has rated a movie of the last fold, from which `batches` tells how many there are; then at random.
         last = ratings["user"].iloc[ratings["fold"].argmax()]
-        drawn = np.append(last, np.random.default_rng(self.seed).permutation(ratings["user"].max() + 1))
+        counts = np.bincount(ratings["user"])
+        drawn = np.append(last, np.random.default_rng(self.seed).permutation(len(counts)))
         if not hasattr(self, "scales_"):
-            some = ratings[ratings["user"].isin(drawn[: FIXED.scale_users])]
-            self._learn_scales(design, np.unique([*vectors, "level"], return_inverse=True)[1], some)
+            fewest, most = FIXED.scale_users
+            each = FIXED.scale_ratings // min(len(counts), fewest)
+            users = drawn[: min(int(FIXED.scale_ratings / counts.clip(max=each).mean()), most)]
+            # Shuffled, as a file may be sorted by movie or by date.
+            some = ratings[ratings["user"].isin(users)].sample(frac=1, random_state=self.seed)
+            self._learn_scales(design, [*vectors, "level"], some.groupby("user").head(each))
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
         # Each movie is weighted by its number of ratings.
@@ -252,18 +257,18 @@ class Taste:
         self.projection_, self.weights_ = projection @ root, np.linalg.solve(root, weights.T).T
         return self
 
-    def _learn_scales(self, design: Floats, sources: Indices, ratings: pd.DataFrame) -> None:
+    def _learn_scales(self, design: Floats, names: list[str], ratings: pd.DataFrame) -> None:
         """Maximise the marginal likelihood over scales and noise (MacKay 1992, Bayesian interpolation, section 4)."""
-        some = ratings.groupby("user").head(FIXED.scale_ratings // ratings["user"].nunique())
-        rows = np.column_stack([design[some["movie"]], some["stars"]]) * some[["root"]].to_numpy()
+        sources = np.unique(names, return_inverse=True)[1]
+        rows = np.column_stack([design[ratings["movie"]], ratings["stars"]]) * ratings[["root"]].to_numpy()
         # The triangular factor gives the same regression with no more rows than columns.
-        small = [np.linalg.qr(rows[own], "r") for own in some.groupby("user").indices.values()]
+        small = [np.linalg.qr(rows[own], "r") for own in ratings.groupby("user").indices.values()]
         # What a worthless source seems to be worth by chance grows with the root of the number of users.
         pseudo_known = FIXED.pseudo_known * len(small) ** 0.5
         self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
         for _ in range(FIXED.scale_rounds):
             sums = side_by_side(lambda rows: evidence(rows[:, :-1] * self.scales_, rows[:, -1]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))
-            self.noise_ = max(float(error / max(len(some) - known.sum(), 1)), FIXED.least_noise)
+            self.noise_ = max(float(error / max(len(ratings) - known.sum(), 1)), FIXED.least_noise)
             growth = np.bincount(sources, size) / (np.bincount(sources, known) + pseudo_known) / self.noise_
             self.scales_ = np.clip(self.scales_ * growth[sources] ** FIXED.scale_step, *FIXED.scales).astype(np.float32)

@@ -139,6 +139,30 @@ def test_taste_finds_the_source_that_counts() -> None:
     assert (taste.noise_, taste.strengths_["a"]) == pytest.approx((1, 2), rel=0.15) and taste.strengths_["b"] < 0.4
 
 
+def test_scales_of_a_sorted_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What matters only for movies at the end of a sorted file is learned, though scales need no more ratings."""
+    monkeypatch.setattr(FIXED, "scale_ratings", 40 * 30)
+    vectors = RANDOM.normal(size=(90, 4)).astype(np.float32)
+    vectors[:30, :2] = 0
+    ratings = pd.DataFrame({"user": np.repeat(np.arange(40), 90), "movie": np.tile(np.arange(90), 40), "root": 1.0})
+    signal = (vectors[ratings["movie"], :2] * RANDOM.normal(size=(40, 2))[ratings["user"]]).sum(axis=1)
+    ratings["stars"] = (signal + RANDOM.normal(size=len(signal))).astype(np.float32)
+    taste = Taste(5).fit(
+        pd.DataFrame(vectors, columns=["a"] * 2 + ["b"] * 2), ratings.assign(fold=ratings["movie"] % 3)
+    )
+    assert (taste.noise_, taste.strengths_["a"] ** 2) == pytest.approx((1, 2 * 60 / 90), rel=0.2)
+
+
+def test_scales_of_users_with_few_ratings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales are learned from more users if each has rated little."""
+    monkeypatch.setattr(FIXED, "scale_users", [3, 1000])
+    vectors = RANDOM.normal(size=(200, 4)).astype(np.float32)
+    ratings = some_ratings(300, 200, 3000).assign(root=1.0)
+    ratings["stars"] += (vectors[ratings["movie"]] * RANDOM.normal(size=(300, 4))[ratings["user"]]).sum(axis=1)
+    taste = Taste(5).fit(pd.DataFrame(vectors, columns=["a"] * 4), ratings)
+    assert (taste.noise_, taste.strengths_["a"]) == pytest.approx((1, 2), rel=0.1)
+
+
 def test_sources_of_noise_are_worth_nothing() -> None:
     """Most of many noise sources are suppressed, even though many users fit them by chance."""
     random = np.random.default_rng(0)
