@@ -265,7 +265,9 @@ class Taste:
         small = [np.linalg.qr(rows[own], "r") for own in ratings.groupby("user").indices.values()]
         # What a worthless source seems to be worth by chance grows with the root of the number of users.
         pseudo_known = FIXED.pseudo_known * len(small) ** 0.5
-        self.scales_ = np.full(len(sources), FIXED.first_scale, np.float32)
+        # At first all sources together are to explain as much as the noise, in equal parts: of many, most are noise.
+        sizes = np.bincount(sources, np.square(design).mean(axis=0))
+        self.scales_ = ((len(sizes) * sizes + FIXED.rounding) ** -0.5)[sources].astype(np.float32)
         for _ in range(FIXED.scale_rounds):
             sums = side_by_side(lambda rows: evidence(rows[:, :-1] * self.scales_, rows[:, -1]), small)
             size, known, error = (sum(parts) for parts in zip(*sums))

@@ -177,6 +177,15 @@ def test_sources_of_noise_are_worth_nothing() -> None:
     assert strengths["a"] > 1.5 and left < 8, left
 
 
+def test_wide_source_of_noise_is_worth_nothing() -> None:
+    """A source of noise is suppressed however many dimensions it has, and however large they are."""
+    ratings = some_ratings(60, 200, 3000).assign(root=1.0)
+    vectors = RANDOM.normal(size=(200, 304)).astype(np.float32) * ([1] * 4 + [100] * 300)
+    ratings["stars"] += (vectors[ratings["movie"], :4] * RANDOM.normal(size=(60, 4))[ratings["user"]]).sum(axis=1)
+    taste = Taste(50).fit(pd.DataFrame(vectors, columns=["a"] * 4 + ["b"] * 300, dtype=np.float32), ratings)
+    assert (taste.noise_, taste.strengths_["a"]) == pytest.approx((1, 2), rel=0.15) and taste.strengths_["b"] < 0.4
+
+
 def test_axes_are_those_of_what_is_rated() -> None:
     """With fewer axes than dimensions, those along which the rated movies vary most are kept."""
     vectors = (RANDOM.normal(size=(100, 6)) * [0.1, 0.1, 1, 0.1, 0.1, 0]).astype(np.float32)
