@@ -232,12 +232,11 @@ class Taste:
         counts = np.bincount(ratings["user"])
         drawn = np.append(last, np.random.default_rng(self.seed).permutation(len(counts)))
         if not hasattr(self, "scales_"):
-            fewest, most = FIXED.scale_users
-            each = FIXED.scale_ratings // min(len(counts), fewest)
-            users = drawn[: min(int(FIXED.scale_ratings / counts.clip(max=each).mean()), most)]
+            most = FIXED.scale_ratings // min(len(counts), FIXED.scale_users)
+            users = drawn[: int(FIXED.scale_ratings / counts.clip(FIXED.few_ratings, most).mean())]
             # Shuffled, as a file may be sorted by movie or by date.
             some = ratings[ratings["user"].isin(users)].sample(frac=1, random_state=self.seed)
-            self._learn_scales(design, [*vectors, "level"], some.groupby("user").head(each))
+            self._learn_scales(design, [*vectors, "level"], some.groupby("user").head(most))
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
         # Each movie is weighted by its number of ratings.

@@ -155,7 +155,7 @@ def test_scales_of_a_sorted_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scales_of_users_with_few_ratings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales are learned from more users if each has rated little."""
-    monkeypatch.setattr(FIXED, "scale_users", [3, 1000])
+    monkeypatch.setattr(FIXED, "scale_users", 3)
     vectors = RANDOM.normal(size=(200, 4)).astype(np.float32)
     ratings = some_ratings(300, 200, 3000).assign(root=1.0)
     ratings["stars"] += (vectors[ratings["movie"]] * RANDOM.normal(size=(300, 4))[ratings["user"]]).sum(axis=1)
