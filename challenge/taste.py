@@ -182,7 +182,7 @@ class Taste:
     dimensions : int
         Number of axes: principal axes of the movie vectors, and a constant.
     seed : int
-        Seed of the samples of users from whom scales and covariance are learned.
+        Seed of the samples of users and ratings from which scales and covariance are learned.
 
     Attributes
     ----------
