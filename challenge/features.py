@@ -10,6 +10,8 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from challenge.settings import FIXED
 
+Arrays = dict[str, NDArray[Any]]
+Floats = NDArray[np.floating[Any]]
 OVERVIEW = "vector/overview embedding"
 # Not a source: what it takes to fill gaps.
 GAPS = "gaps/numbers"
@@ -23,7 +25,7 @@ def tokens(cell: str) -> list[str]:
     return [*map(str.strip, cell.split("|"))] if "|" in cell else re.findall(FIXED.word, cell) or cell.split()
 
 
-def as_numbers(column: "pd.Series[str]") -> NDArray[np.floating[Any]]:
+def as_numbers(column: "pd.Series[str]") -> Floats:
     """Read numbers, dates as fractional years, and years among words; NaN where a cell is none of them."""
     # Longer cells are none of them, and would be slow to parse.
     texts = column.where(column.str.len() <= FIXED.longest_number).astype(str)
@@ -41,7 +43,6 @@ def rescale(values: Any, unit: float) -> Any:
 
 # A movie's cells as a sparse row of their words' or list items' hashed counts, signed and normalised.
 COUNTER = HashingVectorizer(analyzer=lambda cells: sum(map(tokens, cells), []), n_features=FIXED.buckets)
-Arrays = dict[str, NDArray[Any]]
 
 
 def source_of(column: "pd.Series[str]") -> str:
@@ -57,23 +58,26 @@ def source_of(column: "pd.Series[str]") -> str:
 def read(source: str, catalogue: pd.DataFrame) -> Any:
     """Read a source from its columns, as `project` takes it; a column that is not there counts as empty."""
     kind, _, name = source.partition("/")
-    if kind == "number":
-        return as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
+    if kind in ("number", "zero"):
+        numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
+        # A zero may stand for a gap, as in the votes of a movie that is not out yet.
+        return np.where(numbers == 0, np.nan, numbers) if kind == "number" else 1.0 * (numbers == 0)
     names = [re.sub(FIXED.numeral, "#", column) if kind == "words" else column for column in catalogue.columns]
     return COUNTER.transform(catalogue.loc[:, np.array(names) == name].fillna("").to_numpy())
 
 
-def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: int = 0) -> tuple[Arrays, pd.DataFrame]:
+def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, seed: int) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors from whatever columns a catalogue has.
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
     and Lowe 1988) are a source of their own, for what is not linear in it, unless there are too many such columns. A
-    flag, a column of two values at most, tells which one a movie has. Any other column, or several whose names differ
-    only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to
-    topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
-    embeddings are reduced likewise. Each source but the radial basis functions is centred and scaled to a mean square
-    norm of 1. A missing number or date is the conditional mean given all else, as if vectors were normally distributed;
-    their covariance is learned in turn with the gaps (Buck 1960, A method of estimation of missing values).
+    zero counts as a missing number; in case it does mean none, which movies have it is one more source. A flag, a
+    column of two values at most, tells which one a movie has. Any other column, or several whose names differ only in
+    numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to topics
+    by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are
+    reduced likewise. Each source but the radial basis functions is centred and scaled to a mean square norm of about 1.
+    A missing number or date is the conditional mean given all else, as if vectors were normally distributed; their
+    covariance is learned in turn with the gaps (Buck 1960, A method of estimation of missing values).
 
     Parameters
     ----------
@@ -81,6 +85,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
         Cells as text, by movie id.
     embeddings : ndarray of shape (movies, dimensions)
         Of the overviews; NaN where a movie has none.
+    weights : ndarray of shape (movies,)
+        Of each movie in the centres; above 0.
     seed : int
         Seed of the decompositions.
 
@@ -95,8 +101,10 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     """
     # Without any overview the width of embeddings is unknown.
     wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
-    wide |= {key: read(key, catalogue) for key in catalogue.apply(source_of).unique()}
-    fitted = {key: array for key, values in wide.items() if (array := fit_source(key, values, seed)).shape[1] > 1}
+    keys = catalogue.apply(source_of)
+    keys = pd.concat([keys, keys.replace("^number/", "zero/", regex=True)])
+    wide |= {key: read(key, catalogue) for key in keys.unique()}
+    fitted = {key: axes for key in wide if (axes := fit_source(key, wide[key], weights, seed)).shape[1] > 1}
     known = project(fitted, wide, catalogue.index)
     # At first nothing depends on anything else.
     precision = each = np.eye(known.shape[1], dtype=np.float32)
@@ -106,7 +114,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: NDArray[np.float32], seed: 
     return fitted | {GAPS: precision}, with_curves(fill(known, precision))
 
 
-def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
+def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.float32]:
     """Learn the centre and projection of a source; no dimension is left if it tells no movies apart.
 
     The randomised SVD is written in numpy: scikit-learn's holds the interpreter during its LU steps, which delays
@@ -116,29 +124,31 @@ def fit_source(key: str, wide: Any, seed: int) -> NDArray[np.float32]:
     ----------
     Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
     """
-    known = wide[np.isfinite(np.ravel(wide.sum(axis=1)))]
+    told = np.isfinite(np.ravel(wide.sum(axis=1)))
+    known = wide[told]
     # The usual size of a number, so that it does not matter what it is counted in.
-    unit = np.median(np.abs(known[known != 0])) if key.startswith("number/") else -1
+    unit = np.median(np.abs(known)) if key.startswith("number/") else -1
     known = rescale(known, unit)
     # What only one movie has says nothing about others.
     kept = np.flatnonzero(np.ravel((known != 0).sum(axis=0)) > 1)
-    weights = TfidfTransformer().fit(known).idf_[kept, None] if key.startswith("words/") else 1
+    rarity = TfidfTransformer().fit(known).idf_[kept, None] if key.startswith("words/") else 1
     known = known[:, kept]
     sample = np.random.default_rng(seed).normal(size=(len(kept), min(len(kept), FIXED.topics + FIXED.oversampled)))
     for _ in range(FIXED.power_rounds):
-        basis, _ = np.linalg.qr(known @ (weights * sample))
-        sample = weights * (known.T @ basis)
+        basis, _ = np.linalg.qr(known @ (rarity * sample))
+        sample = rarity * (known.T @ basis)
     # Of a number, the only topic is the number itself, up to the sign.
-    projection = weights * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
+    projection = rarity * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
     # Without a kept bucket the block has no dimension.
     varied = block.std(axis=0) > FIXED.rounding * np.abs(block).max(initial=0)
-    axes = np.vstack([block.mean(axis=0), projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
+    centre = np.average(block, axis=0, weights=weights[told])
+    axes = np.vstack([centre, projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
     # The centre belongs to no bucket, which leaves a place for the unit.
     return np.column_stack([[unit, *kept], axes]).astype(np.float32)
 
 
-def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> pd.DataFrame:
+def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -> pd.DataFrame:
     """Make movie vectors, also for movies that came after the fit.
 
     Parameters
@@ -175,20 +185,21 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, names)
 
 
-def fill(known: pd.DataFrame, precision: NDArray[np.floating[Any]]) -> pd.DataFrame:
+def fill(known: pd.DataFrame, precision: Floats) -> pd.DataFrame:
     """Fill the gaps of numbers by their conditional means; all movies with the same gaps at once."""
     filled, missing = np.nan_to_num(known), np.isnan(known.to_numpy(np.float64))
     for rows in known.groupby([bytes(row) for row in missing]).indices.values():
         gaps = missing[rows[0]]
-        filled[np.ix_(rows, gaps)] = -filled[rows] @ precision[:, gaps] @ np.linalg.inv(precision[np.ix_(gaps, gaps)])
+        filled[np.ix_(rows, gaps)] = -np.linalg.solve(precision[np.ix_(gaps, gaps)], precision[gaps] @ filled[rows].T).T
     return pd.DataFrame(filled, known.index, known.columns)
 
 
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
-    """Add the radial basis functions along numbers, and name all dimensions after their sources' families."""
+    """Add radial basis functions along numbers, less their values at the centre; name dimensions after families."""
     numbers = vectors.filter(regex="^number/")
     few = numbers if len(numbers.columns) <= FIXED.most_curves else numbers[[]]
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
-    curves = np.exp(-np.square((few.to_numpy()[..., None] - centres) / width) / 2)
+    bumps = np.exp(-np.square((few.to_numpy()[..., None] - centres) / width) / 2)
+    curves = bumps - np.exp(-np.square(centres / width) / 2)
     names = pd.Series([*vectors, *(f"curve/{key}" for key in few for _ in centres)]).replace(FIXED.families, regex=True)
     return pd.DataFrame(np.hstack([vectors, *curves.swapaxes(0, 1)]), vectors.index, names, np.float32)

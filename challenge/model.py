@@ -390,12 +390,16 @@ def fit_model(
     (user, users), (movie, movies) = (pd.factorize(known[column]) for column in ("userId", "movieId"))
     if len(movies) < 2 * FIXED.folds:
         raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
-    features, described = fit_sources(catalogue, embeddings, seed)
+    counts = np.bincount(movie)
+    trust = pd.Series(counts / (counts + FIXED.public_prior), movies)
+    # Rated movies make the centres: in what only others are, nothing is learned from ratings.
+    weights = trust.reindex(catalogue.index, fill_value=FIXED.rounding).to_numpy()
+    features, described = fit_sources(catalogue, embeddings, weights, seed)
     vectors = described.loc[[*movies]]
     enter("taste")
-    rating, counts = known["rating"].to_numpy(np.float32), np.bincount(movie)
+    rating = known["rating"].to_numpy(np.float32)
     mean, movie_fold = rating.mean(), np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds
-    stars, roots = rating - mean, np.sqrt(counts / (counts + FIXED.public_prior), dtype=np.float32)
+    stars, roots = rating - mean, np.sqrt(trust.to_numpy(np.float32))
     doubts = FIXED.prior / (counts + FIXED.prior)
     personal = pd.DataFrame({"user": user, "movie": movie, "fold": movie_fold[movie], "root": np.float32(1)})
     # The public is one user, who rates each movie once.

@@ -29,7 +29,7 @@ EMBEDDINGS = np.array([[1, 0], [0, 2], [1, 1], [np.nan, np.nan]], np.float32)
 
 def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Arrays, tuple[NDArray[Any], NDArray[Any]]]:
     """Return what was fitted, and the vectors and their sources as arrays."""
-    features, vectors = fit_sources(catalogue, embeddings)
+    features, vectors = fit_sources(catalogue, embeddings, np.ones(len(catalogue)), seed=0)
     assert vectors.index.equals(catalogue.index)
     return features, (vectors.to_numpy(), vectors.columns.to_numpy())
 
@@ -139,6 +139,33 @@ def test_gaps_of_few_movies() -> None:
     assert np.abs(vectors[:10, sources == "number/x#"][:, 7]).max() < 0.7
 
 
+def test_zeros_are_gaps() -> None:
+    """A zero is a gap, which where the fit has some shows in a dimension of its own."""
+    size, votes = np.random.default_rng(0).normal(size=(2, 300))
+    without = np.full((300, 2), np.nan, np.float32)
+    amounts = pd.DataFrame({"size": np.exp(size), "votes": np.exp(size + 0.1 * votes), "overview": None}).astype(str)
+    features, (_, sources) = fit(amounts, without)
+    assert not any(source.startswith("zero/") for source in sources)
+    gaps, _ = describe(features, amounts.assign(votes=""), without)
+    for zero in ("0", "0.0", "$0", "0 votes"):
+        np.testing.assert_array_equal(describe(features, amounts.assign(votes=zero), without)[0], gaps)
+    none = np.arange(300) % 3 == 0
+    _, (vectors, sources) = fit(amounts.assign(votes=amounts["votes"].mask(none, "0")), without)
+    shows = vectors[:, sources == "zero/votes"][:, 0]
+    assert np.ptp(shows[none]) == np.ptp(shows[~none]) == 0 and abs(shows[0] - shows[1]) > 1
+    assert abs(np.corrcoef(vectors[none][:, sources == "number/votes"][:, 0], size[none])[0, 1]) > 0.95
+
+
+def test_weights_make_the_centre() -> None:
+    """In a dimension in which only movies of next to no weight differ, all others are at the centre."""
+    states = pd.DataFrame({"status": np.repeat(["Released", "Planned", ""], [80, 10, 10]), "overview": None})
+    states["weeks"] = np.append(np.repeat(5, 80), np.arange(10, 30)).astype(str)
+    weights = np.repeat([1, 1e-5], [80, 20])
+    _, vectors = fit_sources(states, np.full((100, 2), np.nan, np.float32), weights, seed=0)
+    size = np.abs(vectors).max(axis=1)
+    assert size[:80].max() < 1e-3 and size[80:].min() > 0.5
+
+
 def test_curves() -> None:
     """Radial basis functions fit what a straight line cannot: how far a number is from the middle."""
     numbers = np.linspace(-1, 1, 101)
@@ -163,10 +190,10 @@ def test_many_numbers_have_no_curves() -> None:
 
 
 def test_width_of_bumps() -> None:
-    """Each radial basis function is a Gaussian whose standard deviation is the distance to the next."""
+    """Each radial basis function is a Gaussian as wide as the distance to the next, less its value at the centre."""
     _, (vectors, sources) = fit(CATALOGUE, EMBEDDINGS)
     number, centres = vectors[:, sources == "number/budget"], np.linspace(-2, 2, 10)
-    expected = norm.pdf(number, centres, 4 / 9) / norm.pdf(0, 0, 4 / 9)
+    expected = (norm.pdf(number, centres, 4 / 9) - norm.pdf(0, centres, 4 / 9)) / norm.pdf(0, 0, 4 / 9)
     np.testing.assert_allclose(vectors[:, sources == "curve/number/budget"], expected, atol=1e-6)
 
 

@@ -251,6 +251,21 @@ def test_corrected_catalogue(model: RatingModel) -> None:
     assert same[rated].all() and same[~rated].mean() < 0.2
 
 
+def test_movies_that_are_not_out_yet() -> None:
+    """What all new movies have and no rated one, a status or votes of zero, does not distort their ratings."""
+    new = CATALOGUE.index.isin(PAIRS["movieId"])
+    plain = CATALOGUE.drop(columns="status")
+    planned = plain.assign(status=np.where(new, "Planned", "Released"))
+    unseen, gaps = (
+        plain.assign(**{name: plain[name].mask(new, cell) for name in ("vote_average", "vote_count")})
+        for cell in ("0", None)
+    )
+    told, by_status, by_votes, by_gaps = (
+        fit_model(RATINGS, catalogue, EMBEDDINGS, 0, str).predict(PAIRS) for catalogue in (plain, planned, unseen, gaps)
+    )
+    assert np.abs(by_status - told).max() < 0.15 and np.abs(by_votes - by_gaps).max() < 0.15
+
+
 def test_rated_movies_owe_the_overview_nothing() -> None:
     """The overview contributes to the quality of unrated movies only; that of rated ones is the public's."""
     embeddings = np.random.default_rng(0).normal(size=EMBEDDINGS.shape).astype(np.float32)
