@@ -55,29 +55,30 @@ def source_of(column: "pd.Series[str]") -> str:
     return f"words/{re.sub(FIXED.numeral, '#', str(column.name))}" if count > 2 else f"flag/{column.name}"
 
 
-def read(source: str, catalogue: pd.DataFrame) -> Any:
-    """Read a source from its columns, as `project` takes it; a column that is not there counts as empty."""
+def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
+    """Read a source, and of numbers where zeros are, for `project`; a column that is not there counts as empty."""
     kind, _, name = source.partition("/")
-    if kind in ("number", "zero"):
+    if kind == "number":
         numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
         # A zero may stand for a gap, as in the votes of a movie that is not out yet.
-        return np.where(numbers == 0, np.nan, numbers) if kind == "number" else 1.0 * (numbers == 0)
+        return {source: np.where(numbers == 0, np.nan, numbers), f"zero/{name}": 1.0 * (numbers == 0)}
     names = [re.sub(FIXED.numeral, "#", column) if kind == "words" else column for column in catalogue.columns]
-    return COUNTER.transform(catalogue.loc[:, np.array(names) == name].fillna("").to_numpy())
+    return {source: COUNTER.transform(catalogue.loc[:, np.array(names) == name].fillna("").to_numpy())}
 
 
 def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, seed: int) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors from whatever columns a catalogue has.
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
-    and Lowe 1988) are a source of their own, for what is not linear in it, unless there are too many such columns. A
-    zero counts as a missing number; in case it does mean none, which movies have it is one more source. A flag, a
-    column of two values at most, tells which one a movie has. Any other column, or several whose names differ only in
-    numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to topics
-    by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are
-    reduced likewise. Each source but the radial basis functions is centred and scaled to a mean square norm of about 1.
-    A missing number or date is the conditional mean given all else, as if vectors were normally distributed; their
-    covariance is learned in turn with the gaps (Buck 1960, A method of estimation of missing values).
+    and Lowe 1988), less their values at its centre, are a source of their own, for what is not linear in it, unless
+    there are too many such columns. A zero counts as a missing number; in case it does mean none, which movies have it
+    is one more source. A flag, a column of two values at most, tells which one a movie has. Any other column, or
+    several whose names differ only in numbers, becomes tf-idf weights of those of its words or list items that more
+    than one movie has, reduced to topics by a singular value decomposition (latent semantic analysis, Deerwester et al.
+    1990); the overviews' embeddings are reduced likewise. Each source but those is centred on the weighted mean and
+    scaled to a variance of 1 in all. A missing number or date is the conditional mean given all else, as if vectors
+    were normally distributed; their covariance is learned in turn with the gaps (Buck 1960, A method of estimation of
+    missing values).
 
     Parameters
     ----------
@@ -101,9 +102,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     """
     # Without any overview the width of embeddings is unknown.
     wide: dict[str, Any] = {OVERVIEW: embeddings} if np.isfinite(embeddings.sum(axis=1)).any() else {}
-    keys = catalogue.apply(source_of)
-    keys = pd.concat([keys, keys.replace("^number/", "zero/", regex=True)])
-    wide |= {key: read(key, catalogue) for key in keys.unique()}
+    for key in catalogue.apply(source_of).unique():
+        wide |= read(key, catalogue)
     fitted = {key: axes for key in wide if (axes := fit_source(key, wide[key], weights, seed)).shape[1] > 1}
     known = project(fitted, wide, catalogue.index)
     # At first nothing depends on anything else.
@@ -164,11 +164,12 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -
     -------
     DataFrame of shape (movies, dimensions)
         By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, or columns
-        that differ only in numbers, have one name. Where a number or a date is missing, it is inferred; without an
-        overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
+        that differ only in numbers, have one name. Where a number or a date is missing or zero, it is inferred; without
+        an overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
-    wide |= {key: read(key, catalogue) for key in fitted.keys() - {OVERVIEW, GAPS}}
+    for key in {re.sub("^zero/", "number/", key) for key in fitted.keys() - {OVERVIEW, GAPS}}:
+        wide |= read(key, catalogue)
     return with_curves(fill(project(fitted, wide, catalogue.index), fitted[GAPS]))
 
 

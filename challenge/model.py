@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics.pairwise import cosine_similarity
 
-from challenge.features import OVERVIEW, Arrays, fit_sources
+from challenge.features import OVERVIEW, Arrays, Floats, fit_sources
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import TableError
-from challenge.taste import Floats, Indices, Taste, fit_users, habits, shrunk_means
+from challenge.taste import Indices, Taste, fit_users, habits, shrunk_means
 
 # The predictions whose errors the report compares, each knowing more than the one before.
 RUNGS = ("global mean", "user mean", "user mean and movie quality", "quality and taste", "model")

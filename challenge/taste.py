@@ -14,9 +14,9 @@ from joblib import cpu_count
 from scipy.linalg import block_diag
 from scipy.sparse import csr_array
 
+from challenge.features import Floats
 from challenge.settings import FIXED
 
-Floats = np.typing.NDArray[np.floating[Any]]
 Indices = np.typing.NDArray[np.integer[Any]]
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from challenge.features import movie_vectors
+from challenge.features import Floats, movie_vectors
 from challenge.model import RatingModel, boost, correct, fit_model
 from challenge.settings import FIXED
 from challenge.tables import TableError
-from challenge.taste import Floats, Indices
+from challenge.taste import Indices
 from challenge.tests.synthetic import make
 
 DATA = make(users=80, movies=120, ratings=4000, seed=3)
