@@ -48,20 +48,23 @@ COUNTER = HashingVectorizer(analyzer=lambda cells: sum(map(tokens, cells), []), 
 def source_of(column: "pd.Series[str]") -> str:
     """Return the source that a column belongs to, ``kind/name``: its own, or that of several columns of words."""
     # Distinct values count, so that a frequent word for a gap does not turn a column of numbers into words.
-    count, told = column.nunique(), np.isfinite(as_numbers(column.drop_duplicates())).sum()
-    if told > 2 and told >= FIXED.readable * count:
+    count, numbers = column.nunique(), as_numbers(column.drop_duplicates())
+    told = numbers[np.isfinite(numbers)]
+    if len(np.unique(told)) > 2 and len(told) >= FIXED.readable * count:
         return f"number/{column.name}"
     # The items of a list may be spread over actor_1, actor_2, and so on; but a yes or no says nothing without its name.
     return f"words/{re.sub(FIXED.numeral, '#', str(column.name))}" if count > 2 else f"flag/{column.name}"
 
 
 def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
-    """Read a source, and of numbers where zeros are, for `project`; a column that is not there counts as empty."""
+    """Read a source, and of numbers which are void, for `project`; a column that is not there counts as empty."""
     kind, _, name = source.partition("/")
     if kind == "number":
         numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
-        # A zero may stand for a gap, as in the votes of a movie that is not out yet.
-        return {source: np.where(numbers == 0, np.nan, numbers), f"zero/{name}": 1.0 * (numbers == 0)}
+        # A zero, or the only negative number, may stand for a gap, as in the votes of a movie that is not out yet.
+        lone = len(np.unique(numbers[numbers < 0])) == 1
+        void = np.hstack([numbers == 0, (numbers < 0) & lone])
+        return {source: np.where(void.any(axis=1, keepdims=True), np.nan, numbers), f"void/{name}": 1.0 * void}
     names = [re.sub(FIXED.numeral, "#", column) if kind == "words" else column for column in catalogue.columns]
     return {source: COUNTER.transform(catalogue.loc[:, np.array(names) == name].fillna("").to_numpy())}
 
@@ -71,12 +74,13 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
     and Lowe 1988), less their values at its centre, are a source of their own, for what is not linear in it, unless
-    there are too many such columns. A zero counts as a missing number; in case it does mean none, which movies have it
-    is one more source. A flag, a column of two values at most, tells which one a movie has. Any other column, or
-    several whose names differ only in numbers, becomes tf-idf weights of those of its words or list items that more
-    than one movie has, reduced to topics by a singular value decomposition (latent semantic analysis, Deerwester et al.
-    1990); the overviews' embeddings are reduced likewise. Each source but those is centred on the weighted mean and
-    scaled to a variance of 1 in all. A missing number or date is the conditional mean given all else, as if vectors
+    there are too many such columns. A zero counts as a missing number, and so does a negative one if the column has no
+    other; in case they do mean something, which movies have them is one more source. A flag, a column of two values at
+    most, tells which one a movie has. Any other column, or several whose names differ only in numbers, becomes tf-idf
+    weights of those of its words or list items that more than one movie has, reduced to topics by a singular value
+    decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise.
+    Each source but those is centred on the weighted mean and scaled to a weighted variance of 1 in all. A number or
+    date that is missing, or too far from the centre to be one, is the conditional mean given all else, as if vectors
     were normally distributed; their covariance is learned in turn with the gaps (Buck 1960, A method of estimation of
     missing values).
 
@@ -87,7 +91,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     embeddings : ndarray of shape (movies, dimensions)
         Of the overviews; NaN where a movie has none.
     weights : ndarray of shape (movies,)
-        Of each movie in the centres; above 0.
+        Of each movie in the centres and variances; above 0.
     seed : int
         Seed of the decompositions.
 
@@ -115,7 +119,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
 
 
 def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.float32]:
-    """Learn the centre and projection of a source; no dimension is left if it tells no movies apart.
+    """Learn the centre and projection of a source; no dimension is left if it tells no movies of any weight apart.
 
     The randomised SVD is written in numpy: scikit-learn's holds the interpreter during its LU steps, which delays
     predictions, and takes three times as long with QR.
@@ -140,10 +144,11 @@ def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.fl
     # Of a number, the only topic is the number itself, up to the sign.
     projection = rarity * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
-    # Without a kept bucket the block has no dimension.
-    varied = block.std(axis=0) > FIXED.rounding * np.abs(block).max(initial=0)
     centre = np.average(block, axis=0, weights=weights[told])
-    axes = np.vstack([centre, projection])[:, varied] / np.sqrt(block.var(axis=0).sum())
+    spread = np.average(np.square(block - centre), axis=0, weights=weights[told]) ** 0.5
+    # Without a kept bucket the block has no dimension.
+    varied = spread > FIXED.rounding * np.abs(block).max(initial=0)
+    axes = np.vstack([centre, projection])[:, varied] / np.linalg.norm(spread)
     # The centre belongs to no bucket, which leaves a place for the unit.
     return np.column_stack([[unit, *kept], axes]).astype(np.float32)
 
@@ -164,11 +169,11 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -
     -------
     DataFrame of shape (movies, dimensions)
         By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, or columns
-        that differ only in numbers, have one name. Where a number or a date is missing or zero, it is inferred; without
-        an overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
+        that differ only in numbers, have one name. A missing number or date is inferred; without an overview, a movie
+        is at the centre of the embeddings; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
-    for key in {re.sub("^zero/", "number/", key) for key in fitted.keys() - {OVERVIEW, GAPS}}:
+    for key in {re.sub("^void/", "number/", key) for key in fitted.keys() - {OVERVIEW, GAPS}}:
         wide |= read(key, catalogue)
     return with_curves(fill(project(fitted, wide, catalogue.index), fitted[GAPS]))
 
@@ -179,8 +184,10 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     for key, axes in [(key, axes) for key, axes in fitted.items() if key != GAPS]:
         # If none of the movies has an overview, one column of NaN stands for their embeddings.
         buckets = axes[1:, 0].astype(int) if wide[key].shape[1] > 1 else np.zeros(len(axes) - 1, int)
-        values, gap = rescale(wide[key][:, buckets], axes[0, 0]), np.nan if key.startswith("number/") else 0
-        blocks[key] = np.nan_to_num(values @ axes[1:, 1:] - axes[0, 1:], nan=gap, posinf=gap, neginf=gap)
+        block = rescale(wide[key][:, buckets], axes[0, 0]) @ axes[1:, 1:] - axes[0, 1:]
+        # So far from all rated movies, a number is a placeholder or a slip, such as 9999 minutes.
+        most, gap = (FIXED.farthest, np.nan) if key.startswith("number/") else (np.inf, 0)
+        blocks[key] = np.where(np.abs(block) < most, block, gap)
     names = [key for key, block in blocks.items() for _ in block.T]
     # If the catalogue tells no movies apart there is no block at all.
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, names)

@@ -393,7 +393,7 @@ def fit_model(
     counts = np.bincount(movie)
     trust = pd.Series(counts / (counts + FIXED.public_prior), movies)
     # Rated movies make the centres: in what only others are, nothing is learned from ratings.
-    weights = trust.reindex(catalogue.index, fill_value=FIXED.rounding).to_numpy()
+    weights = trust.reindex(catalogue.index, fill_value=np.finfo(float).eps).to_numpy()
     features, described = fit_sources(catalogue, embeddings, weights, seed)
     vectors = described.loc[[*movies]]
     enter("taste")

@@ -139,31 +139,66 @@ def test_gaps_of_few_movies() -> None:
     assert np.abs(vectors[:10, sources == "number/x#"][:, 7]).max() < 0.7
 
 
-def test_zeros_are_gaps() -> None:
-    """A zero is a gap, which where the fit has some shows in a dimension of its own."""
+@pytest.mark.parametrize("placeholders", [("0", "0.0", "$0", "0 votes"), ("-1", "-1.0")])
+def test_void_numbers_are_gaps(placeholders: tuple[str, ...]) -> None:
+    """A zero or a lone negative number is a gap, which where the fit has some shows in a dimension of its own."""
     size, votes = np.random.default_rng(0).normal(size=(2, 300))
     without = np.full((300, 2), np.nan, np.float32)
     amounts = pd.DataFrame({"size": np.exp(size), "votes": np.exp(size + 0.1 * votes), "overview": None}).astype(str)
     features, (_, sources) = fit(amounts, without)
-    assert not any(source.startswith("zero/") for source in sources)
+    assert not any(source.startswith("void/") for source in sources)
     gaps, _ = describe(features, amounts.assign(votes=""), without)
-    for zero in ("0", "0.0", "$0", "0 votes"):
-        np.testing.assert_array_equal(describe(features, amounts.assign(votes=zero), without)[0], gaps)
+    for cell in placeholders:
+        np.testing.assert_array_equal(describe(features, amounts.assign(votes=cell), without)[0], gaps)
     none = np.arange(300) % 3 == 0
-    _, (vectors, sources) = fit(amounts.assign(votes=amounts["votes"].mask(none, "0")), without)
-    shows = vectors[:, sources == "zero/votes"][:, 0]
+    _, (vectors, sources) = fit(amounts.assign(votes=amounts["votes"].mask(none, placeholders[0])), without)
+    shows = vectors[:, sources == "void/votes"][:, 0]
     assert np.ptp(shows[none]) == np.ptp(shows[~none]) == 0 and abs(shows[0] - shows[1]) > 1
     assert abs(np.corrcoef(vectors[none][:, sources == "number/votes"][:, 0], size[none])[0, 1]) > 0.95
 
 
-def test_weights_make_the_centre() -> None:
-    """In a dimension in which only movies of next to no weight differ, all others are at the centre."""
+def test_negative_numbers() -> None:
+    """Negative numbers of different sizes are numbers; none is lost if a column has zeros and -1 as well."""
+    without = np.full((90, 2), np.nan, np.float32)
+    numbers = pd.DataFrame({"profit": np.linspace(-5, 3, 90), "mood": np.arange(90) % 3 - 1, "overview": None})
+    _, (vectors, sources) = fit(numbers.astype(str), without)
+    assert abs(np.corrcoef(vectors[:, sources == "number/profit"][:, 0], numbers["profit"])[0, 1]) > 0.95
+    moods = vectors[:, np.char.endswith(sources.astype(str), "mood")]
+    assert "void/profit" not in sources and len(np.unique(moods, axis=0)) == 3
+
+
+def test_numbers_too_far_away_are_gaps() -> None:
+    """A number that no movie of any weight comes near is inferred, however many others have it."""
+    size = np.exp(np.random.default_rng(0).normal(size=200))
+    catalogue = pd.DataFrame({"size": size, "minutes": 90 + size, "overview": None}).astype(str)
+    without, new = np.full((200, 2), np.nan, np.float32), np.arange(200) >= 100
+    weights, cells = np.where(new, 1e-16, 1), catalogue["minutes"]
+    slips, gaps = (
+        fit_sources(catalogue.assign(minutes=cells.mask(new, cell)), without, weights, 0) for cell in ("9999", "")
+    )
+    # The slips change the unit, above which numbers become logarithmic.
+    np.testing.assert_allclose(slips[1]["number/minutes"], gaps[1]["number/minutes"], atol=0.05)
+    assert slips[1]["number/minutes"][new].std() > 0.3
+    later = [movie_vectors(slips[0], catalogue.assign(minutes=cell), without) for cell in ("9999", "-500", "")]
+    assert later[0].equals(later[2]) and later[1].equals(later[2])
+
+
+def test_zeros_written_in_several_ways() -> None:
+    """A column whose only number is zero is none of numbers."""
+    zeros = pd.DataFrame({"votes": ["0", "0.0", "0.00"] * 4, "overview": None})
+    _, (_, sources) = fit(zeros, np.full((12, 2), np.nan, np.float32))
+    assert not any(source.startswith("number/") for source in sources)
+
+
+def test_weights() -> None:
+    """What only movies of next to no weight differ in makes no dimension; the others are centred and scaled."""
     states = pd.DataFrame({"status": np.repeat(["Released", "Planned", ""], [80, 10, 10]), "overview": None})
     states["weeks"] = np.append(np.repeat(5, 80), np.arange(10, 30)).astype(str)
-    weights = np.repeat([1, 1e-5], [80, 20])
-    _, vectors = fit_sources(states, np.full((100, 2), np.nan, np.float32), weights, seed=0)
-    size = np.abs(vectors).max(axis=1)
-    assert size[:80].max() < 1e-3 and size[80:].min() > 0.5
+    states["size"] = np.append(np.arange(80), np.arange(100, 120)).astype(str)
+    _, vectors = fit_sources(states, np.full((100, 2), np.nan, np.float32), np.repeat([1, 1e-16], [80, 20]), seed=0)
+    assert {*vectors} == {"number/size", "curve/number/size"}
+    size = vectors["number/size"][1:80]
+    assert abs(size.mean()) < 0.1 and abs(size.std() - 1) < 0.1 and vectors["number/size"][80:].abs().min() > 1.3
 
 
 def test_curves() -> None:
