@@ -29,10 +29,11 @@ def as_numbers(column: "pd.Series[str]") -> Floats:
     """Read numbers, dates as fractional years, and years among words; NaN where a cell is none of them."""
     # Longer cells are none of them, and would be slow to parse.
     texts = column.where(column.str.len() <= FIXED.longest_number).astype(str)
-    dates = pd.to_datetime(texts.where(texts.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
     plain = pd.to_numeric(texts, errors="coerce").astype(float)
-    numbers = plain.fillna(pd.to_numeric(texts[plain.isna()].replace(FIXED.number_forms, regex=True), errors="coerce"))
-    years = texts.str.extract(FIXED.lone_year, expand=False).astype(float)
+    rest = texts[plain.isna()]
+    numbers = plain.fillna(pd.to_numeric(rest.replace(FIXED.number_forms, regex=True), errors="coerce"))
+    dates = pd.to_datetime(rest.where(rest.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
+    years = rest.str.extract(FIXED.lone_year, expand=False).astype(float)
     return numbers.fillna(dates.year + dates.day_of_year / 366).fillna(years).to_numpy(np.float64)[:, None]
 
 
@@ -204,10 +205,15 @@ def fill(known: pd.DataFrame, precision: Floats) -> pd.DataFrame:
 
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
     """Add radial basis functions along numbers, less their values at the centre; name dimensions after families."""
-    numbers = vectors.filter(regex="^number/")
-    few = numbers if len(numbers.columns) <= FIXED.most_curves else numbers[[]]
+    numbers = vectors.filter(regex="^number/").columns.to_series()
+    tables = numbers.replace(FIXED.table, regex=True)
+    wide = tables.groupby(tables).transform("size") > FIXED.most_curves
+    few = numbers[~wide].iloc[: FIXED.most_curves]
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
-    bumps = np.exp(-np.square((few.to_numpy()[..., None] - centres) / width) / 2)
+    bumps = np.exp(-np.square((vectors[few].to_numpy()[..., None] - centres) / width) / 2)
     curves = bumps - np.exp(-np.square(centres / width) / 2)
-    names = pd.Series([*vectors, *(f"curve/{key}" for key in few for _ in centres)]).replace(FIXED.families, regex=True)
-    return pd.DataFrame(np.hstack([vectors, *curves.swapaxes(0, 1)]), vectors.index, names, np.float32)
+    # The trees do not read the rest.
+    rest = tables.where(wide, numbers).drop(few).str.replace("number/", "numbers/").to_dict()
+    names = [rest.get(key, key) for key in vectors] + [f"curve/{key}" for key in few for _ in centres]
+    families = pd.Series(names).replace(FIXED.families, regex=True)
+    return pd.DataFrame(np.hstack([vectors, *curves.swapaxes(0, 1)]), vectors.index, families, np.float32)

@@ -214,14 +214,22 @@ def test_curves() -> None:
     assert errors[0] > 0.9 * target.std() and errors[1] < 0.1 * target.std()
 
 
-def test_many_numbers_have_no_curves() -> None:
-    """Beyond 64 columns of numbers there are only the numbers themselves, for later movies, too."""
+@pytest.mark.parametrize("table", ["tag_", "x"])
+def test_many_numbers(table: str) -> None:
+    """The first 32 columns of numbers have curves, but none of a table of more columns, wherever in the file it is."""
     embeddings = np.full((9, 2), np.nan, np.float32)
-    for count, kinds in ((64, {"number", "curve"}), (65, {"number"})):
-        numbers = pd.DataFrame(np.random.default_rng(0).normal(size=(9, count)).astype(str)).add_prefix("x")
+    own = [f"{first}{second}" for first in "abcde" for second in "stuvwxyz"]
+    wide = [f"{table}{number}" for number in range(33)]
+    cells = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 73)).astype(str), columns=[*wide, *own])
+    for numbers in (cells, cells[[*own, *wide]], cells[wide]):
         features, (_, sources) = fit(numbers.assign(overview=None), embeddings)
-        assert {source.split("/")[0] for source in sources} == kinds
-        np.testing.assert_array_equal(describe(features, numbers[["x7"]], embeddings)[1], sources)
+        found = {kind: {*sources[np.char.startswith(sources.astype(str), f"{kind}/")]} for kind in ("curve", "numbers")}
+        single = [name for name in numbers if name in own]
+        assert found["curve"] == {f"curve/number/{name}" for name in single[:32]}
+        assert found["numbers"] == {f"numbers/{name}" for name in single[32:]} | {f"numbers/{table.strip("_")}*"}
+        np.testing.assert_array_equal(describe(features, numbers.iloc[:, ::-1], embeddings)[1], sources)
+    _, (_, sources) = fit(cells[wide[1:]].assign(overview=None), embeddings)
+    assert {*sources} == {f"number/{table}#", f"curve/number/{table}#"}
 
 
 def test_width_of_bumps() -> None:
