@@ -204,7 +204,7 @@ def fill(known: pd.DataFrame, precision: Floats) -> pd.DataFrame:
 
 
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
-    """Add radial basis functions along numbers, less their values at the centre; name dimensions after families."""
+    """Add radial basis functions along the first numbers that are of no wide table; name dimensions after families."""
     numbers = vectors.filter(regex="^number/").columns.to_series()
     tables = numbers.replace(FIXED.table, regex=True)
     wide = tables.groupby(tables).transform("size") > FIXED.most_curves

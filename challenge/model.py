@@ -44,7 +44,7 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
     Returns
     -------
     dict of str to array
-        ``traits``, which the trees read: the numbers that have curves and the coordinates on the axes, for interactions;
+        ``traits``, which the trees read: numbers that have curves, and the coordinates on the axes, for interactions;
         ``vectors``, which users' weights are multiplied with, the last dimension being the same for all movies;
         ``qualities``, what is given, the ``surplus`` of movies that nobody has rated, and the ``doubts``; and the
         overview's part in vectors and qualities.
