@@ -62,7 +62,7 @@ def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
     kind, _, name = source.partition("/")
     if kind == "number":
         numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
-        # A zero, or the only negative number, may stand for a gap, as in the votes of a movie that is not out yet.
+        # A zero, or -1 if it is the only negative number, may stand for a gap, as in the votes of an upcoming movie.
         lone = len(np.unique(numbers[numbers < 0])) == 1
         void = np.hstack([numbers == 0, (numbers < 0) & lone])
         return {source: np.where(void.any(axis=1, keepdims=True), np.nan, numbers), f"void/{name}": 1.0 * void}
@@ -75,15 +75,15 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
 
     A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
     and Lowe 1988), less their values at its centre, are a source of their own, for what is not linear in it, unless
-    there are too many such columns. A zero counts as a missing number, and so does a negative one if the column has no
-    other; in case they do mean something, which movies have them is one more source. A flag, a column of two values at
-    most, tells which one a movie has. Any other column, or several whose names differ only in numbers, becomes tf-idf
-    weights of those of its words or list items that more than one movie has, reduced to topics by a singular value
-    decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are reduced likewise.
-    Each source but those is centred on the weighted mean and scaled to a weighted variance of 1 in all. A number or
-    date that is missing, or too far from the centre to be one, is the conditional mean given all else, as if vectors
-    were normally distributed; their covariance is learned in turn with the gaps (Buck 1960, A method of estimation of
-    missing values).
+    there are many such columns, see `with_curves`. A zero counts as a missing number, and so does a negative one if the
+    column has no other of a different size; in case they do mean something, which movies have them is one more source.
+    A flag, a column of two values at most, tells which one a movie has. Any other column, or several whose names differ
+    only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to
+    topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
+    embeddings are reduced likewise. Each source but the radial basis functions is centred on the weighted mean and
+    scaled to a weighted variance of 1 in all. A number or date that is missing, or too far from the centre to be one,
+    is the conditional mean given all else, as if vectors were normally distributed; their covariance is learned in turn
+    with the gaps (Buck 1960, A method of estimation of missing values).
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.fl
     Halko et al. 2011, Finding structure with randomness, https://arxiv.org/abs/0909.4061
     """
     told = np.isfinite(np.ravel(wide.sum(axis=1)))
-    known = wide[told]
+    known, weights = wide[told], weights[told]
     # The usual size of a number, so that it does not matter what it is counted in.
     unit = np.median(np.abs(known)) if key.startswith("number/") else -1
     known = rescale(known, unit)
@@ -145,8 +145,8 @@ def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.fl
     # Of a number, the only topic is the number itself, up to the sign.
     projection = rarity * np.linalg.svd(sample, full_matrices=False)[0][:, : FIXED.topics]
     block = known @ projection
-    centre = np.average(block, axis=0, weights=weights[told])
-    spread = np.average(np.square(block - centre), axis=0, weights=weights[told]) ** 0.5
+    centre = np.average(block, axis=0, weights=weights)
+    spread = np.average(np.square(block - centre), axis=0, weights=weights) ** 0.5
     # Without a kept bucket the block has no dimension.
     varied = spread > FIXED.rounding * np.abs(block).max(initial=0)
     axes = np.vstack([centre, projection])[:, varied] / np.linalg.norm(spread)
@@ -169,9 +169,9 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -
     Returns
     -------
     DataFrame of shape (movies, dimensions)
-        By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, or columns
-        that differ only in numbers, have one name. A missing number or date is inferred; without an overview, a movie
-        is at the centre of the embeddings; an empty cell of words has no words.
+        By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, columns that
+        differ only in numbers, and those of a wide table have one name. A missing number or date is inferred; without
+        an overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     for key in {re.sub("^void/", "number/", key) for key in fitted.keys() - {OVERVIEW, GAPS}}:
@@ -180,13 +180,12 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -
 
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
-    """Project each source; only of numbers, gaps stay NaN."""
+    """Project each source; numbers that are missing, or too far from the centre to be true, are NaN."""
     blocks = {}
     for key, axes in [(key, axes) for key, axes in fitted.items() if key != GAPS]:
         # If none of the movies has an overview, one column of NaN stands for their embeddings.
         buckets = axes[1:, 0].astype(int) if wide[key].shape[1] > 1 else np.zeros(len(axes) - 1, int)
         block = rescale(wide[key][:, buckets], axes[0, 0]) @ axes[1:, 1:] - axes[0, 1:]
-        # So far from all rated movies, a number is a placeholder or a slip, such as 9999 minutes.
         most, gap = (FIXED.farthest, np.nan) if key.startswith("number/") else (np.inf, 0)
         blocks[key] = np.where(np.abs(block) < most, block, gap)
     names = [key for key, block in blocks.items() for _ in block.T]
@@ -204,16 +203,18 @@ def fill(known: pd.DataFrame, precision: Floats) -> pd.DataFrame:
 
 
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
-    """Add radial basis functions along the first numbers that are of no wide table; name dimensions after families."""
+    """Add radial basis functions along the first numbers that are of no wide table; name dimensions after families.
+
+    The kind of a number without them is ``numbers``, by which it is kept from the trees.
+    """
     numbers = vectors.filter(regex="^number/").columns.to_series()
     tables = numbers.replace(FIXED.table, regex=True)
-    wide = tables.groupby(tables).transform("size") > FIXED.most_curves
-    few = numbers[~wide].iloc[: FIXED.most_curves]
+    in_wide = tables.groupby(tables).transform("size") > FIXED.most_curves
+    few = numbers[~in_wide].iloc[: FIXED.most_curves]
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     bumps = np.exp(-np.square((vectors[few].to_numpy()[..., None] - centres) / width) / 2)
     curves = bumps - np.exp(-np.square(centres / width) / 2)
-    # The trees do not read the rest.
-    rest = tables.where(wide, numbers).drop(few).str.replace("number/", "numbers/").to_dict()
+    rest = tables.where(in_wide, numbers).drop(few).replace("^number/", "numbers/", regex=True)
     names = [rest.get(key, key) for key in vectors] + [f"curve/{key}" for key in few for _ in centres]
     families = pd.Series(names).replace(FIXED.families, regex=True)
     return pd.DataFrame(np.hstack([vectors, *curves.swapaxes(0, 1)]), vectors.index, families, np.float32)

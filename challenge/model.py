@@ -392,7 +392,7 @@ def fit_model(
         raise TableError(f"the catalogue holds {len(movies)} of the rated movies; it takes {2 * FIXED.folds} or more")
     counts = np.bincount(movie)
     trust = pd.Series(counts / (counts + FIXED.public_prior), movies)
-    # Rated movies make the centres: in what only others are, nothing is learned from ratings.
+    # Rated movies make the centres and scales; what only others differ in is left out, as no rating tells its worth.
     weights = trust.reindex(catalogue.index, fill_value=np.finfo(float).eps).to_numpy()
     features, described = fit_sources(catalogue, embeddings, weights, seed)
     vectors = described.loc[[*movies]]
