@@ -82,8 +82,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
     embeddings are reduced likewise. Each source but the radial basis functions is centred on the weighted mean and
     scaled to a weighted variance of 1 in all. A number or date that is missing, or too far from the centre to be one,
-    is the conditional mean given all else, as if vectors were normally distributed; their covariance is learned in turn
-    with the gaps (Buck 1960, A method of estimation of missing values).
+    is a gap, and so are its functions. Gaps are filled as if vectors were normally distributed; their covariance is
+    learned in turn with the gaps (Buck 1960, A method of estimation of missing values).
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     fitted : dict of str to ndarray
         By ``kind/name`` of a source, in the order of the vectors' dimensions: its projected centre in the first row,
         its projection in the others, and in the first column the bucket that each row is for, below the unit of
-        numbers, their median size. Under `GAPS`, the inverse of the vectors' scatter matrix.
-    vectors : DataFrame of shape (movies, dimensions)
+        numbers, their median size. Under `GAPS`, the inverse of their covariance, for `fill`.
+    known : DataFrame of shape (movies, dimensions)
         As from `movie_vectors`.
     """
     # Without any overview the width of embeddings is unknown.
@@ -114,9 +114,9 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     # At first nothing depends on anything else.
     precision = each = np.eye(known.shape[1], dtype=np.float32)
     for _ in range(FIXED.gap_rounds):
-        filled = fill(known, precision).to_numpy(np.float32)
-        precision = np.linalg.inv(filled.T @ filled + FIXED.gap_prior * each)
-    return fitted | {GAPS: precision}, with_curves(fill(known, precision))
+        filled = fill(known, precision)[0].to_numpy()[:, : len(each)]
+        precision = np.linalg.inv((filled.T @ filled + FIXED.gap_prior * each) / (len(known) + FIXED.gap_prior))
+    return fitted | {GAPS: precision}, known
 
 
 def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.float32]:
@@ -155,7 +155,7 @@ def fit_source(key: str, wide: Any, weights: Floats, seed: int) -> NDArray[np.fl
 
 
 def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -> pd.DataFrame:
-    """Make movie vectors, also for movies that came after the fit.
+    """Make movie vectors, with gaps, also for movies that came after the fit.
 
     Parameters
     ----------
@@ -170,13 +170,13 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -
     -------
     DataFrame of shape (movies, dimensions)
         By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, columns that
-        differ only in numbers, and those of a wide table have one name. A missing number or date is inferred; without
-        an overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
+        differ only in numbers, and those of a wide table have one name. A missing number or date is NaN, for `fill`;
+        without an overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
     for key in {re.sub("^void/", "number/", key) for key in fitted.keys() - {OVERVIEW, GAPS}}:
         wide |= read(key, catalogue)
-    return with_curves(fill(project(fitted, wide, catalogue.index), fitted[GAPS]))
+    return project(fitted, wide, catalogue.index)
 
 
 def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd.DataFrame:
@@ -193,13 +193,33 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
     return pd.DataFrame(np.hstack([np.empty((len(movies), 0)), *blocks.values()]), movies, names)
 
 
-def fill(known: pd.DataFrame, precision: Floats) -> pd.DataFrame:
-    """Fill the gaps of numbers by their conditional means; all movies with the same gaps at once."""
-    filled, missing = np.nan_to_num(known), np.isnan(known.to_numpy(np.float64))
+def fill(known: pd.DataFrame, precision: Floats, weights: Any = 0.0) -> tuple[pd.DataFrame, Floats]:
+    """Fill gaps by their conditional means, all movies with the same gaps at once, and add curves.
+
+    Parameters
+    ----------
+    known : DataFrame of shape (movies, dimensions)
+        Of `movie_vectors`.
+    precision : ndarray of shape (dimensions, dimensions)
+        Inverse of their covariance.
+    weights : ndarray of shape (dimensions,) or float
+        Of the dimensions in a sum.
+
+    Returns
+    -------
+    vectors : DataFrame of shape (movies, dimensions and curves)
+        As from `with_curves`.
+    spread : ndarray of shape (movies,)
+        How far gaps leave the sum from the truth: its mean absolute deviation, given all that is known.
+    """
+    missing, filled, variances = np.isnan(known.to_numpy()), np.nan_to_num(known), np.zeros(len(known))
     for rows in known.groupby([bytes(row) for row in missing]).indices.values():
         gaps = missing[rows[0]]
-        filled[np.ix_(rows, gaps)] = -np.linalg.solve(precision[np.ix_(gaps, gaps)], precision[gaps] @ filled[rows].T).T
-    return pd.DataFrame(filled, known.index, known.columns)
+        sides = np.column_stack([-precision[gaps] @ filled[rows].T, (gaps * weights)[gaps]])
+        *means, moved = np.linalg.solve(precision[np.ix_(gaps, gaps)], sides).T
+        filled[np.ix_(rows, gaps)] = means
+        variances[rows] = sides[:, -1] @ moved
+    return with_curves(pd.DataFrame(filled, known.index, known.columns)), np.sqrt(variances * 2 / np.pi)
 
 
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:

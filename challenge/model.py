@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics.pairwise import cosine_similarity
 
-from challenge.features import OVERVIEW, Arrays, Floats, fit_sources
+from challenge.features import GAPS, OVERVIEW, Arrays, Floats, fill, fit_sources
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import TableError
 from challenge.taste import Indices, Taste, fit_users, habits, shrunk_means
@@ -28,14 +28,14 @@ def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) ->
 
 
 def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats, doubts: Floats) -> dict[str, Any]:
-    """Compute everything that predictions need to know about movies.
+    """Compute what predictions need to know about movies.
 
     Parameters
     ----------
     learned : dict of str to ndarray
         With the ``projection`` of tastes, the weights of ``quality``, and its principal ``axes``.
     vectors : DataFrame of shape (movies, dimensions)
-        As from `movie_vectors`.
+        As from `fill`.
     promised, given : ndarray of shape (movies,)
         Stars above the mean: predicted from the catalogue, and given by the public, shrunk towards the prediction.
     doubts : ndarray of shape (movies,)
@@ -71,8 +71,9 @@ class RatingModel:
     Parameters
     ----------
     arrays : dict of str to ndarray
-        What was learned, the ratings it was learned from, and what `describe` returns, as arrays of numbers and text.
-        The movies rated in the training come first; the last movie and the last user stand for any that is unknown.
+        What was learned, the ratings it was learned from, what `describe` returns, and as ``unsure`` how far gaps are
+        expected to leave each movie's quality from the truth, in stars. Arrays of numbers and text. The movies rated in
+        the training come first; the last movie and the last user stand for any that is unknown.
     report : dict
         Sizes of the data, errors on held-out movies, and what the training adds: seconds, encoder, fingerprints.
 
@@ -91,14 +92,14 @@ class RatingModel:
         self.users, self.movies = pd.Index(arrays["users"]), pd.Index(arrays["movies"])
         self.trees, self.spread = (lgb.Booster(model_str=str(arrays[name])) for name in ("trees", "spread"))
 
-    def with_catalogue(self, vectors: pd.DataFrame) -> "RatingModel":
+    def with_catalogue(self, known: pd.DataFrame) -> "RatingModel":
         """Return a model that knows the movies of a catalogue, and still those that ratings were learned from.
 
         Not for an updated model, as the movies of its added ratings may change places.
 
         Parameters
         ----------
-        vectors : DataFrame of shape (movies, dimensions)
+        known : DataFrame of shape (movies, dimensions)
             Of the catalogue, by `movie_vectors`.
 
         Returns
@@ -107,12 +108,14 @@ class RatingModel:
             A new one.
         """
         learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
-        # The last movie stands for any that is unknown; no id is a space, as ids are stripped.
-        others = vectors.reindex([*vectors.index.difference(rated, sort=False), " "], fill_value=0)
+        # The last movie, all gaps, stands for any that is unknown; no id is a space, as ids are stripped.
+        others = known.reindex([*known.index.difference(rated, sort=False), " "])
+        vectors, unsure = fill(others, learned[GAPS], learned["sway"])
         movies = rated.append(others.index[:-1])
-        promised = np.asarray(others.assign(level=np.float32(1)) @ learned["quality"])
-        arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(vectors.index)}
-        for name, rows in describe(learned, others, promised, promised, np.ones(len(others))).items():
+        promised = np.asarray(vectors.assign(level=np.float32(1)) @ learned["quality"])
+        arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(known.index)}
+        told = describe(learned, vectors, promised, promised, np.ones(len(others))) | {"unsure": unsure}
+        for name, rows in told.items():
             arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
         return RatingModel(arrays, self.report)
 
@@ -156,7 +159,8 @@ class RatingModel:
         # What the trees add for each feature; the movies' traits, which follow, belong to the rest.
         added = self.trees.predict(features, pred_contrib=True).T[:5] * learned["doubts"][movie]
         by_taste, by_quality, activity, deviation, selection = added
-        margin = np.quantile(learned["scores"], level) * np.maximum(self.spread.predict(features), FIXED.least_spread)
+        spread = np.hypot(self.spread.predict(features).clip(FIXED.least_spread), learned["unsure"][movie])
+        margin = np.quantile(learned["scores"], level) * spread
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
         quality = learned["overview_qualities"][movie]
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
@@ -317,7 +321,9 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     return lgb.train(settings, data, trial.best_iteration).model_to_string(), pd.concat(parts).sort_index().to_numpy()
 
 
-def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, seed: int) -> tuple[Arrays, Floats, Any]:
+def correct(
+    features: Floats, rating: Floats, plain: Floats, unsure: Floats, folds: Indices, seed: int
+) -> tuple[Arrays, Floats, Any]:
     """Fit trees to the residuals of ratings, and others to the errors that remain.
 
     Parameters
@@ -326,6 +332,8 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
         Without NaN.
     rating, plain : ndarray of shape (rows,)
         True ratings, and those predicted without trees.
+    unsure : ndarray of shape (rows,)
+        How far the gaps of each row's movie are expected to leave its quality from the truth, in stars.
     folds : ndarray of shape (rows,)
         The fold of each row's movie.
     seed : int
@@ -335,7 +343,7 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
     -------
     learned : dict of str to ndarray
         The ``trees`` that correct ratings, those that predict the ``spread`` (the absolute error), and as ``scores``
-        the quantiles of the absolute errors divided by it (nonconformity scores).
+        the quantiles of the absolute errors divided by it and ``unsure`` together (nonconformity scores).
     error : ndarray of shape (rows,)
         Residual of each rating after correction by trees fitted without its fold.
     interval : dict of str to float
@@ -344,7 +352,8 @@ def correct(features: Floats, rating: Floats, plain: Floats, folds: Indices, see
     trees, correction = boost(features, rating - plain, folds, seed)
     error = rating - np.clip(plain + correction, *FIXED.stars)
     spread_trees, spread = boost(features, np.abs(error), folds, seed)
-    scores = np.abs(error) / np.maximum(spread, FIXED.least_spread)
+    spread = np.hypot(spread.clip(FIXED.least_spread), unsure)
+    scores = np.abs(error) / spread
     limit = np.quantile(scores[folds > 0], FIXED.level)
     interval = {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * spread.mean())}
     quantiles = np.quantile(scores, np.linspace(0, 1, 1001))
@@ -395,7 +404,7 @@ def fit_model(
     # Rated movies make the centres and scales; what only others differ in is left out, as no rating tells its worth.
     weights = trust.reindex(catalogue.index, fill_value=np.finfo(float).eps).to_numpy()
     features, described = fit_sources(catalogue, embeddings, weights, seed)
-    vectors = described.loc[[*movies]]
+    vectors, _ = fill(described.loc[[*movies]], features[GAPS])
     enter("taste")
     rating = known["rating"].to_numpy(np.float32)
     mean, movie_fold = rating.mean(), np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds
@@ -424,12 +433,16 @@ def fit_model(
     # The last user stands for any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes]}
+    # Quality as if it were linear in the vectors without curves; regularised as their gaps are.
+    covariances = vectors.iloc[:, : len(features[GAPS])].T @ (quality - quality.mean()) / len(vectors)
+    learned["sway"] = features[GAPS] @ covariances
+    _, unsure = fill(described.loc[[*movies]], features[GAPS], learned["sway"])
     # Rated movies keep their out-of-fold quality: tastes were learned from it.
-    learned |= describe(learned, vectors, quality, given, doubts) | {"surplus": surplus}
+    learned |= describe(learned, vectors, quality, given, doubts) | {"surplus": surplus, "unsure": unsure * doubts}
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.tree_rows])
-    plain = quality[movie] + taste
-    rows = np.column_stack([taste[some], quality[movie[some]], held_habits[some], learned["traits"][movie[some]]])
-    corrections, error, interval = correct(rows, rating[some], mean + plain[some], movie_fold[movie[some]], seed)
+    plain, own = quality[movie] + taste, movie[some]
+    rows = np.column_stack([taste[some], quality[own], held_habits[some], learned["traits"][own]])
+    corrections, error, interval = correct(rows, rating[some], mean + plain[some], unsure[own], movie_fold[own], seed)
     errors = [stars, stars - user_mean, stars - quality[movie] - shrunk_means(personal)[1], stars - plain, error]
     report = {
         "rows": len(ratings),

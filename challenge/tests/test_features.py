@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression
 
-from challenge.features import Arrays, as_numbers, fit_sources, movie_vectors, tokens
+from challenge.features import GAPS, Arrays, as_numbers, fill, fit_sources, movie_vectors, tokens
 from challenge.settings import FIXED
 
 CATALOGUE = pd.DataFrame(
@@ -28,8 +28,9 @@ EMBEDDINGS = np.array([[1, 0], [0, 2], [1, 1], [np.nan, np.nan]], np.float32)
 
 
 def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Arrays, tuple[NDArray[Any], NDArray[Any]]]:
-    """Return what was fitted, and the vectors and their sources as arrays."""
-    features, vectors = fit_sources(catalogue, embeddings, np.ones(len(catalogue)), seed=0)
+    """Return what was fitted, and the vectors, without gaps, and their sources as arrays."""
+    features, known = fit_sources(catalogue, embeddings, np.ones(len(catalogue)), seed=0)
+    vectors, _ = fill(known, features[GAPS])
     assert vectors.index.equals(catalogue.index)
     return features, (vectors.to_numpy(), vectors.columns.to_numpy())
 
@@ -37,8 +38,8 @@ def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Array
 def describe(
     features: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the vectors of later movies and their sources as arrays."""
-    vectors = movie_vectors(features, catalogue, embeddings)
+    """Return the vectors of later movies, without gaps, and their sources as arrays."""
+    vectors, _ = fill(movie_vectors(features, catalogue, embeddings), features[GAPS])
     return vectors.to_numpy(), vectors.columns.to_numpy()
 
 
@@ -130,6 +131,17 @@ def test_gaps_are_filled() -> None:
         assert np.corrcoef(told, second[:count])[0, 1] > 0.95
 
 
+def test_spread_of_gaps() -> None:
+    """The spread of a sum is that of its gaps given all else, as in Gaussian conditioning; without gaps it is 0."""
+    first, second = np.random.default_rng(0).normal(size=(2, 100_000))
+    second = 0.8 * first + 0.6 * second
+    known = pd.DataFrame({"first": [2.0, 2.0, np.nan], "second": [1.0, np.nan, np.nan]})
+    filled, spread = fill(known, np.linalg.inv(np.cov(first, second)), np.array([1, 3]))
+    np.testing.assert_allclose(filled, [[2.0, 1.0], [2.0, 1.6], [0.0, 0.0]], atol=0.02)
+    left = 3 * (second - 0.8 * first), first + 3 * second
+    np.testing.assert_allclose(spread, np.append(0, np.abs(left).mean(axis=1)), rtol=0.02)
+
+
 def test_gaps_of_few_movies() -> None:
     """What a few movies seem to say of a gap is not believed."""
     random = np.random.default_rng(0)
@@ -176,9 +188,10 @@ def test_numbers_too_far_away_are_gaps() -> None:
     slips, gaps = (
         fit_sources(catalogue.assign(minutes=cells.mask(new, cell)), without, weights, 0) for cell in ("9999", "")
     )
+    minutes = [fill(known, features[GAPS])[0]["number/minutes"] for features, known in (slips, gaps)]
     # The slips change the unit, above which numbers become logarithmic.
-    np.testing.assert_allclose(slips[1]["number/minutes"], gaps[1]["number/minutes"], atol=0.05)
-    assert slips[1]["number/minutes"][new].std() > 0.3
+    np.testing.assert_allclose(minutes[0], minutes[1], atol=0.05)
+    assert minutes[0][new].std() > 0.3
     later = [movie_vectors(slips[0], catalogue.assign(minutes=cell), without) for cell in ("9999", "-500", "")]
     assert later[0].equals(later[2]) and later[1].equals(later[2])
 
@@ -195,7 +208,9 @@ def test_weights() -> None:
     states = pd.DataFrame({"status": np.repeat(["Released", "Planned", ""], [80, 10, 10]), "overview": None})
     states["weeks"] = np.append(np.repeat(5, 80), np.arange(10, 30)).astype(str)
     states["size"] = np.append(np.arange(80), np.arange(100, 120)).astype(str)
-    _, vectors = fit_sources(states, np.full((100, 2), np.nan, np.float32), np.repeat([1, 1e-16], [80, 20]), seed=0)
+    weights, without = np.repeat([1, 1e-16], [80, 20]), np.full((100, 2), np.nan, np.float32)
+    features, known = fit_sources(states, without, weights, seed=0)
+    vectors, _ = fill(known, features[GAPS])
     assert {*vectors} == {"number/size", "curve/number/size"}
     size = vectors["number/size"][1:80]
     assert abs(size.mean()) < 0.1 and abs(size.std() - 1) < 0.1 and vectors["number/size"][80:].abs().min() > 1.3

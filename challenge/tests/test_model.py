@@ -183,6 +183,24 @@ def test_intervals(model: RatingModel) -> None:
     assert model.report["interval"]["coverage"] == pytest.approx(0.9, abs=0.05)
 
 
+def test_gaps_widen_intervals() -> None:
+    """Intervals hold as much of the truth where all that matters is a number that is missing, or all is unknown."""
+    random, movie, user = np.random.default_rng(0), np.repeat(np.arange(500), 40), np.tile(np.arange(40), 500)
+    popularity, without = random.normal(size=500), np.full((500, 2), np.nan, np.float32)
+    ratings = (3 + 0.5 * popularity[movie] + random.normal(0, 0.3, len(movie))).clip(1, 5)
+    columns, new = {"popularity": np.exp(popularity).astype(str)}, movie >= 300
+    model = fit_world(user[~new], movie[~new], ratings[~new], columns, without)
+    pairs = pd.DataFrame({"userId": user[new].astype(str), "movieId": movie[new].astype(str)}, dtype="category")
+    catalogue = pd.DataFrame(columns | {"overview": None}, model.movies[:500], dtype=object)
+    widths = []
+    for movies in (catalogue, catalogue.assign(popularity=""), catalogue[:300]):
+        told = model.with_catalogue(movie_vectors(model.features, movies, without[: len(movies)])).explain(pairs)
+        inside = (told["low"] <= ratings[new]) & (ratings[new] <= told["high"])
+        assert inside.mean() == pytest.approx(0.9, abs=0.02)
+        widths.append((told["high"] - told["low"]).mean())
+    assert widths[1] > 1.5 * widths[0] and widths[2] == pytest.approx(widths[1], rel=0.01)
+
+
 def test_update_of_what_is_known(model: RatingModel) -> None:
     """Adding a user's known ratings again changes nothing."""
     again = model.update(RATINGS[RATINGS["userId"] == "1"])
