@@ -433,7 +433,7 @@ def fit_model(
     # The last user stands for any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes]}
-    # Quality as if it were linear in the vectors without curves; regularised as their gaps are.
+    # Quality as if it were linear in the vectors without curves, for what their gaps hide; regularised as these are.
     covariances = vectors.iloc[:, : len(features[GAPS])].T @ (quality - quality.mean()) / len(vectors)
     learned["sway"] = features[GAPS] @ covariances
     _, unsure = fill(described.loc[[*movies]], features[GAPS], learned["sway"])
