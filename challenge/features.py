@@ -71,19 +71,17 @@ def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
 
 
 def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, seed: int) -> tuple[Arrays, pd.DataFrame]:
-    """Make movie vectors from whatever columns a catalogue has.
+    """Make movie vectors, with gaps, from whatever columns a catalogue has.
 
-    A column of numbers or dates is one dimension, on the scale of `rescale`; radial basis functions along it (Broomhead
-    and Lowe 1988), less their values at its centre, are a source of their own, for what is not linear in it, unless
-    there are many such columns, see `with_curves`. A zero counts as a missing number, and so does a negative one if the
-    column has no other of a different size; in case they do mean something, which movies have them is one more source.
-    A flag, a column of two values at most, tells which one a movie has. Any other column, or several whose names differ
-    only in numbers, becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to
-    topics by a singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews'
-    embeddings are reduced likewise. Each source but the radial basis functions is centred on the weighted mean and
-    scaled to a weighted variance of 1 in all. A number or date that is missing, or too far from the centre to be one,
-    is a gap, and so are its functions. Gaps are filled as if vectors were normally distributed; their covariance is
-    learned in turn with the gaps (Buck 1960, A method of estimation of missing values).
+    A column of numbers or dates is one dimension, on the scale of `rescale`. A zero counts as a missing number, and so
+    does a negative one if the column has no other of a different size; in case they do mean something, which movies
+    have them is one more source. A flag, a column of two values at most, tells which one a movie has. Any other column,
+    or several whose names differ only in numbers, becomes tf-idf weights of those of its words or list items that more
+    than one movie has, reduced to topics by a singular value decomposition (latent semantic analysis, Deerwester et al.
+    1990); the overviews' embeddings are reduced likewise. Each source is centred on the weighted mean and scaled to a
+    weighted variance of 1 in all. A number or date that is missing, or too far from the centre to be one, is a gap.
+    `fill` fills gaps as if vectors were normally distributed; their covariance is learned in turn with the gaps (Buck
+    1960, A method of estimation of missing values).
 
     Parameters
     ----------
@@ -101,7 +99,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     fitted : dict of str to ndarray
         By ``kind/name`` of a source, in the order of the vectors' dimensions: its projected centre in the first row,
         its projection in the others, and in the first column the bucket that each row is for, below the unit of
-        numbers, their median size. Under `GAPS`, the inverse of their covariance, for `fill`.
+        numbers, their median size. Under `GAPS`, the inverse of the vectors' covariance, for `fill`.
     known : DataFrame of shape (movies, dimensions)
         As from `movie_vectors`.
     """
@@ -169,8 +167,7 @@ def movie_vectors(fitted: Arrays, catalogue: pd.DataFrame, embeddings: Floats) -
     Returns
     -------
     DataFrame of shape (movies, dimensions)
-        By movie id, each dimension under the ``kind/name`` of its source's family: flags made of one list, columns that
-        differ only in numbers, and those of a wide table have one name. A missing number or date is NaN, for `fill`;
+        By movie id, each dimension under the ``kind/name`` of its source. A missing number or date is NaN, for `fill`;
         without an overview, a movie is at the centre of the embeddings; an empty cell of words has no words.
     """
     wide: dict[str, Any] = {OVERVIEW: embeddings}
@@ -208,7 +205,8 @@ def fill(known: pd.DataFrame, precision: Floats, weights: Any = 0.0) -> tuple[pd
     Returns
     -------
     vectors : DataFrame of shape (movies, dimensions and curves)
-        As from `with_curves`.
+        Each dimension under the ``kind/name`` of its source's family: flags made of one list, columns that differ only
+        in numbers, and those of a wide table have one name.
     spread : ndarray of shape (movies,)
         How far gaps leave the sum from the truth: its mean absolute deviation, given all that is known.
     """
@@ -225,7 +223,8 @@ def fill(known: pd.DataFrame, precision: Floats, weights: Any = 0.0) -> tuple[pd
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
     """Add radial basis functions along the first numbers that are of no wide table; name dimensions after families.
 
-    The kind of a number without them is ``numbers``, by which it is kept from the trees.
+    They are for what is not linear in a number, and a source of their own: Gaussians less their values at the centre
+    (Broomhead and Lowe 1988). The kind of a number without them is ``numbers``, by which it is kept from the trees.
     """
     numbers = vectors.filter(regex="^number/").columns.to_series()
     tables = numbers.replace(FIXED.table, regex=True)
