@@ -112,7 +112,7 @@ def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, se
     # At first nothing depends on anything else.
     precision = each = np.eye(known.shape[1], dtype=np.float32)
     for _ in range(FIXED.gap_rounds):
-        filled = fill(known, precision)[0].to_numpy()[:, : len(each)]
+        filled = fill(known, precision)[0].to_numpy(np.float32)
         precision = np.linalg.inv((filled.T @ filled + FIXED.gap_prior * each) / (len(known) + FIXED.gap_prior))
     return fitted | {GAPS: precision}, known
 
@@ -191,7 +191,7 @@ def project(fitted: Arrays, wide: dict[str, Any], movies: "pd.Index[str]") -> pd
 
 
 def fill(known: pd.DataFrame, precision: Floats, weights: Any = 0.0) -> tuple[pd.DataFrame, Floats]:
-    """Fill gaps by their conditional means, all movies with the same gaps at once, and add curves.
+    """Fill gaps by their conditional means, all movies with the same gaps at once.
 
     Parameters
     ----------
@@ -204,27 +204,27 @@ def fill(known: pd.DataFrame, precision: Floats, weights: Any = 0.0) -> tuple[pd
 
     Returns
     -------
-    vectors : DataFrame of shape (movies, dimensions and curves)
-        Each dimension under the ``kind/name`` of its source's family: flags made of one list, columns that differ only
-        in numbers, and those of a wide table have one name.
+    filled : DataFrame of shape (movies, dimensions)
+        Without gaps, for `with_curves`.
     spread : ndarray of shape (movies,)
         How far gaps leave the sum from the truth: its mean absolute deviation, given all that is known.
     """
     missing, filled, variances = np.isnan(known.to_numpy()), np.nan_to_num(known), np.zeros(len(known))
     for rows in known.groupby([bytes(row) for row in missing]).indices.values():
         gaps = missing[rows[0]]
-        sides = np.column_stack([-precision[gaps] @ filled[rows].T, (gaps * weights)[gaps]])
+        sides = np.column_stack([-precision[gaps] @ filled[rows].T, np.broadcast_to(weights, gaps.shape)[gaps]])
         *means, moved = np.linalg.solve(precision[np.ix_(gaps, gaps)], sides).T
         filled[np.ix_(rows, gaps)] = means
         variances[rows] = sides[:, -1] @ moved
-    return with_curves(pd.DataFrame(filled, known.index, known.columns)), np.sqrt(variances * 2 / np.pi)
+    return pd.DataFrame(filled, known.index, known.columns), np.sqrt(variances * 2 / np.pi)
 
 
 def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
     """Add radial basis functions along the first numbers that are of no wide table; name dimensions after families.
 
     They are for what is not linear in a number, and a source of their own: Gaussians less their values at the centre
-    (Broomhead and Lowe 1988). The kind of a number without them is ``numbers``, by which it is kept from the trees.
+    (Broomhead and Lowe 1988). Flags made of one list, columns that differ only in numbers, and those of a wide table
+    have one name. The kind of a number without curves is ``numbers``, by which it is kept from the trees.
     """
     numbers = vectors.filter(regex="^number/").columns.to_series()
     tables = numbers.replace(FIXED.table, regex=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics.pairwise import cosine_similarity
 
-from challenge.features import GAPS, OVERVIEW, Arrays, Floats, fill, fit_sources
+from challenge.features import GAPS, OVERVIEW, Arrays, Floats, fill, fit_sources, with_curves
 from challenge.settings import FIXED, ChallengeError
 from challenge.tables import TableError
 from challenge.taste import Indices, Taste, fit_users, habits, shrunk_means
@@ -35,7 +35,7 @@ def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Fl
     learned : dict of str to ndarray
         With the ``projection`` of tastes, the weights of ``quality``, and its principal ``axes``.
     vectors : DataFrame of shape (movies, dimensions)
-        As from `fill`.
+        As from `with_curves`.
     promised, given : ndarray of shape (movies,)
         Stars above the mean: predicted from the catalogue, and given by the public, shrunk towards the prediction.
     doubts : ndarray of shape (movies,)
@@ -72,7 +72,7 @@ class RatingModel:
     ----------
     arrays : dict of str to ndarray
         What was learned, the ratings it was learned from, what `describe` returns, and as ``unsure`` how far gaps are
-        expected to leave each movie's quality from the truth, in stars. Arrays of numbers and text. The movies rated in
+        expected to leave each movie's quality from the truth, in stars; all are of numbers or text. The movies rated in
         the training come first; the last movie and the last user stand for any that is unknown.
     report : dict
         Sizes of the data, errors on held-out movies, and what the training adds: seconds, encoder, fingerprints.
@@ -110,7 +110,8 @@ class RatingModel:
         learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
         # The last movie, all gaps, stands for any that is unknown; no id is a space, as ids are stripped.
         others = known.reindex([*known.index.difference(rated, sort=False), " "])
-        vectors, unsure = fill(others, learned[GAPS], learned["sway"])
+        filled, unsure = fill(others, learned[GAPS], learned["sway"])
+        vectors = with_curves(filled)
         movies = rated.append(others.index[:-1])
         promised = np.asarray(vectors.assign(level=np.float32(1)) @ learned["quality"])
         arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(known.index)}
@@ -343,7 +344,7 @@ def correct(
     -------
     learned : dict of str to ndarray
         The ``trees`` that correct ratings, those that predict the ``spread`` (the absolute error), and as ``scores``
-        the quantiles of the absolute errors divided by it and ``unsure`` together (nonconformity scores).
+        the quantiles of the absolute errors divided by the hypotenuse of it and ``unsure`` (nonconformity scores).
     error : ndarray of shape (rows,)
         Residual of each rating after correction by trees fitted without its fold.
     interval : dict of str to float
@@ -404,7 +405,8 @@ def fit_model(
     # Rated movies make the centres and scales; what only others differ in is left out, as no rating tells its worth.
     weights = trust.reindex(catalogue.index, fill_value=np.finfo(float).eps).to_numpy()
     features, described = fit_sources(catalogue, embeddings, weights, seed)
-    vectors, _ = fill(described.loc[[*movies]], features[GAPS])
+    filled, _ = fill(described.loc[[*movies]], features[GAPS])
+    vectors = with_curves(filled)
     enter("taste")
     rating = known["rating"].to_numpy(np.float32)
     mean, movie_fold = rating.mean(), np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds
@@ -434,8 +436,7 @@ def fit_model(
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
     learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes]}
     # Quality as if it were linear in the vectors without curves, for what their gaps hide; regularised as these are.
-    covariances = vectors.iloc[:, : len(features[GAPS])].T @ (quality - quality.mean()) / len(vectors)
-    learned["sway"] = features[GAPS] @ covariances
+    learned["sway"] = features[GAPS] @ (filled.T @ (quality - quality.mean()) / len(filled))
     _, unsure = fill(described.loc[[*movies]], features[GAPS], learned["sway"])
     # Rated movies keep their out-of-fold quality: tastes were learned from it.
     learned |= describe(learned, vectors, quality, given, doubts) | {"surplus": surplus, "unsure": unsure * doubts}

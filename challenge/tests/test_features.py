@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression
 
-from challenge.features import GAPS, Arrays, as_numbers, fill, fit_sources, movie_vectors, tokens
+from challenge.features import GAPS, Arrays, as_numbers, fill, fit_sources, movie_vectors, tokens, with_curves
 from challenge.settings import FIXED
 
 CATALOGUE = pd.DataFrame(
@@ -30,7 +30,7 @@ EMBEDDINGS = np.array([[1, 0], [0, 2], [1, 1], [np.nan, np.nan]], np.float32)
 def fit(catalogue: pd.DataFrame, embeddings: NDArray[np.float32]) -> tuple[Arrays, tuple[NDArray[Any], NDArray[Any]]]:
     """Return what was fitted, and the vectors, without gaps, and their sources as arrays."""
     features, known = fit_sources(catalogue, embeddings, np.ones(len(catalogue)), seed=0)
-    vectors, _ = fill(known, features[GAPS])
+    vectors = with_curves(fill(known, features[GAPS])[0])
     assert vectors.index.equals(catalogue.index)
     return features, (vectors.to_numpy(), vectors.columns.to_numpy())
 
@@ -39,7 +39,7 @@ def describe(
     features: Arrays, catalogue: pd.DataFrame, embeddings: NDArray[np.float32]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the vectors of later movies, without gaps, and their sources as arrays."""
-    vectors, _ = fill(movie_vectors(features, catalogue, embeddings), features[GAPS])
+    vectors = with_curves(fill(movie_vectors(features, catalogue, embeddings), features[GAPS])[0])
     return vectors.to_numpy(), vectors.columns.to_numpy()
 
 
@@ -210,7 +210,7 @@ def test_weights() -> None:
     states["size"] = np.append(np.arange(80), np.arange(100, 120)).astype(str)
     weights, without = np.repeat([1, 1e-16], [80, 20]), np.full((100, 2), np.nan, np.float32)
     features, known = fit_sources(states, without, weights, seed=0)
-    vectors, _ = fill(known, features[GAPS])
+    vectors = with_curves(fill(known, features[GAPS])[0])
     assert {*vectors} == {"number/size", "curve/number/size"}
     size = vectors["number/size"][1:80]
     assert abs(size.mean()) < 0.1 and abs(size.std() - 1) < 0.1 and vectors["number/size"][80:].abs().min() > 1.3
