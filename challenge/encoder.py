@@ -188,12 +188,14 @@ def quantize(layer: Any) -> None:
     import torch
 
     def integers(rows: Any) -> tuple[Any, Any]:
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-9) / 127
+        scale = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).clamp_min(1e-9) / 127
         return (rows / scale).round_().to(torch.int8), scale
 
     def multiply(states: Any) -> Any:
         rows, size = integers(states.flatten(0, -2))
-        return torch.addcmul(layer.bias, torch._int_mm(rows, weight.T) * size, scale.T).unflatten(0, states.shape[:-1])
+        # In place: more fresh memory for products of this size would cost a sixth of the time.
+        product = torch._int_mm(rows, weight.T).float().mul_(size).mul_(scale.T).add_(layer.bias)
+        return product.unflatten(0, states.shape[:-1])
 
     if isinstance(layer, torch.nn.Linear):
         weight, scale = integers(layer.weight)
