@@ -27,8 +27,8 @@ def tokens(cell: str) -> list[str]:
 
 def as_numbers(column: "pd.Series[str]") -> Floats:
     """Read numbers, dates as fractional years, and years among words; NaN where a cell is none of them."""
-    # Longer cells are none of them, and would be slow to parse.
-    texts = column.where(column.str.len() <= FIXED.longest_number).astype(str)
+    # Long cells are none of them, and would be slow to parse.
+    texts = column.where(column.str.fullmatch(FIXED.measured)).astype(str)
     plain = pd.to_numeric(texts, errors="coerce").astype(float)
     rest = texts[plain.isna()]
     numbers = plain.fillna(pd.to_numeric(rest.replace(FIXED.number_forms, regex=True), errors="coerce"))

@@ -374,8 +374,11 @@ def test_no_dates() -> None:
 
 
 def test_no_numbers() -> None:
-    """Cells that only resemble numbers, or have more than 60 characters, are not numbers."""
+    """Cells that only resemble numbers, are out of all proportion, or have more than 60 characters are not numbers."""
     cells = [
+        "1.7976931348623157e+308",
+        "3.4028235E38",
+        "5e-324",
         "5 trillion",
         "12abc",
         "1234Q5",
@@ -391,6 +394,7 @@ def test_no_numbers() -> None:
     ]
     assert np.isnan(as_numbers(pd.Series([*cells, "0" * 60 + "7"]))).all()
     assert as_numbers(pd.Series(["0" * 59 + "7"]))[0, 0] == pytest.approx(7)
+    assert as_numbers(pd.Series(["7.5e+29"]))[0, 0] == pytest.approx(7.5e29)
 
 
 def test_units_do_not_matter() -> None:
@@ -515,6 +519,16 @@ def test_numbers_without_bounds() -> None:
     gaps, _ = describe(features, CATALOGUE.assign(budget=["", "", "", "5"]), EMBEDDINGS)
     np.testing.assert_array_equal(vectors, gaps)
     assert np.isfinite(vectors).all()
+
+
+def test_largest_number_as_a_placeholder() -> None:
+    """The largest number of a type stands for a gap, also where dividing it by the usual number would overflow."""
+    shares = [*map(str, np.linspace(0.01, 0.2, 20)), "1.7976931348623157e+308"]
+    catalogue = pd.DataFrame({"share": shares}, [*map(str, range(21))])
+    features, _ = fit(catalogue, np.full((21, 1), np.nan))
+    gap, _ = fit(catalogue.replace(shares[-1], ""), np.full((21, 1), np.nan))
+    assert features.keys() == gap.keys()
+    np.testing.assert_array_equal(features["number/share"], gap["number/share"])
 
 
 def test_rounding_is_no_difference() -> None:
