@@ -27,53 +27,55 @@ def products(weights: Floats, user: Indices, vectors: Floats, movie: Indices) ->
     return np.concatenate([np.einsum("ij,ij->i", weights[user[rows]], vectors[movie[rows]]) for rows in chunks])
 
 
-def describe(learned: Arrays, vectors: pd.DataFrame, promised: Floats, given: Floats, doubts: Floats) -> dict[str, Any]:
+def derive(learned: Arrays, vectors: pd.DataFrame, quality: Floats, bias: Floats, shrinkage: Floats) -> dict[str, Any]:
     """Compute what predictions need to know about movies.
 
     Parameters
     ----------
     learned : dict of str to ndarray
-        With the ``projection`` of tastes, the weights of ``quality``, and its principal ``axes``.
+        With the ``projection`` of tastes, the ``quality_weights``, and the principal ``axes`` of quality.
     vectors : DataFrame of shape (movies, dimensions)
         As from `with_curves`.
-    promised, given : ndarray of shape (movies,)
-        Stars above the mean: predicted from the catalogue, and given by the public, shrunk towards the prediction.
-    doubts : ndarray of shape (movies,)
-        Share that ``promised`` has in ``given``: 1 where nobody has rated a movie.
+    quality : ndarray of shape (movies,)
+        Stars above the mean, as predicted from the catalogue.
+    bias : ndarray of shape (movies,)
+        Item bias: stars above the mean, as the public gave them, shrunk towards the quality.
+    shrinkage : ndarray of shape (movies,)
+        Share of the quality in the item bias: 1 for a cold start, of a movie that nobody has rated.
 
     Returns
     -------
     dict of str to array
         ``traits``, which the trees read: numbers that have curves, and the coordinates on the axes, for interactions;
         ``vectors``, which users' weights are multiplied with, the last dimension being the same for all movies;
-        ``qualities``, what is given, the ``surplus`` of movies that nobody has rated, and the ``doubts``; and the
-        overview's part in vectors and qualities.
+        ``item_biases``; the ``surplus`` of movies that nobody has rated; the ``shrinkage``; and the overview's part in
+        vectors and item biases.
     """
     overview = vectors * (vectors.columns == OVERVIEW)
     # What the public gave does not come from the overview.
-    told = np.where(doubts < 1, 0, overview @ learned["quality"][:-1])
+    told = np.where(shrinkage < 1, 0, overview @ learned["quality_weights"][:-1])
     return {
         "traits": np.hstack([vectors.filter(regex="^number/"), vectors @ learned["axes"]]),
-        "vectors": vectors.assign(quality=promised, level=np.float32(1)) @ learned["projection"],
-        "qualities": given,
+        "vectors": vectors.assign(quality=quality, constant=np.float32(1)) @ learned["projection"],
+        "item_biases": bias,
         "surplus": np.zeros(len(vectors)),
-        "doubts": doubts,
-        "overview_vectors": overview.assign(quality=told, level=np.float32(0)) @ learned["projection"],
-        "overview_qualities": told,
+        "shrinkage": shrinkage,
+        "overview_vectors": overview.assign(quality=told, constant=np.float32(0)) @ learned["projection"],
+        "overview_biases": told,
     }
 
 
 class RatingModel:
-    """Predict ratings: the mean, plus the movie's quality, the user's taste for it, and what boosted trees add.
+    """Predict ratings: the mean, plus the item bias, the user's taste for the movie, and what boosted trees add.
 
     The more ratings of a movie were learned from, the less the trees add.
 
     Parameters
     ----------
     arrays : dict of str to ndarray
-        What was learned, the ratings it was learned from, what `describe` returns, and as ``unsure`` how far gaps are
-        expected to leave each movie's quality from the truth, in stars; all are of numbers or text. The movies rated in
-        the training come first; the last movie and the last user stand for any that is unknown.
+        What was learned, the ratings it was learned from, what `derive` returns, and as ``gap_spread`` how far gaps
+        are expected to leave each movie's quality from the truth, in stars; all are of numbers or text. The movies
+        rated in the training come first; the last movie and the last user stand for any that is unknown.
     report : dict
         Sizes of the data, errors on held-out movies, and what the training adds: seconds, encoder, fingerprints.
 
@@ -110,12 +112,12 @@ class RatingModel:
         learned, rated = self.arrays, self.movies[: self.arrays["movie"].max() + 1]
         # The last movie, all gaps, stands for any that is unknown; no id is a space, as ids are stripped.
         others = known.reindex([*known.index.difference(rated, sort=False), " "])
-        filled, unsure = fill(others, learned[GAPS], learned["sway"])
+        filled, gap_spread = fill(others, learned[GAPS], learned["gap_weights"])
         vectors = with_curves(filled)
         movies = rated.append(others.index[:-1])
-        promised = np.asarray(vectors.assign(level=np.float32(1)) @ learned["quality"])
+        quality = np.asarray(vectors.assign(constant=np.float32(1)) @ learned["quality_weights"])
         arrays = learned | {"movies": np.array(list(movies)), "listed": movies.isin(known.index)}
-        told = describe(learned, vectors, promised, promised, np.ones(len(others))) | {"unsure": unsure}
+        told = derive(learned, vectors, quality, quality, np.ones(len(others))) | {"gap_spread": gap_spread}
         for name, rows in told.items():
             arrays[name] = np.concatenate([learned[name][: len(rated)], rows])
         return RatingModel(arrays, self.report)
@@ -158,20 +160,20 @@ class RatingModel:
         """
         learned, (rating, features, user, movie) = self.arrays, self._rate(pairs)
         # What the trees add for each feature; the movies' traits, which follow, belong to the rest.
-        added = self.trees.predict(features, pred_contrib=True).T[:5] * learned["doubts"][movie]
+        added = self.trees.predict(features, pred_contrib=True).T[:5] * learned["shrinkage"][movie]
         by_taste, by_quality, activity, deviation, selection = added
-        spread = np.hypot(self.spread.predict(features).clip(FIXED.least_spread), learned["unsure"][movie])
+        spread = np.hypot(self.spread.predict(features).clip(FIXED.least_spread), learned["gap_spread"][movie])
         margin = np.quantile(learned["scores"], level) * spread
         habit = learned["tastes"][user, -1] * learned["vectors"][movie, -1]
-        quality = learned["overview_qualities"][movie]
+        overview_bias = learned["overview_biases"][movie]
         overview = products(learned["tastes"], user, learned["overview_vectors"], movie)
         why = pd.DataFrame(
             {
                 "baseline": float(learned["mean"]),
                 "user": habit + activity + deviation + selection,
-                "quality": features[:, 1] - quality + by_quality,
+                "quality": features[:, 1] - overview_bias + by_quality,
                 "taste": features[:, 0] - habit - overview + by_taste,
-                "overview": quality + overview,
+                "overview": overview_bias + overview,
             }
         )
         told = why.assign(rest=rating - why.sum(axis=1), because=[*self._reasons(user, movie)]).to_dict("records")
@@ -248,7 +250,7 @@ class RatingModel:
         ratings = ratings[ratings["movieId"].isin(self.movies)]
         user, users = pd.factorize(np.append(self.users, ratings["userId"]))
         concerned, movie = user[first:], self.movies.get_indexer(pd.Index(ratings["movieId"]))
-        stars = ratings["rating"].to_numpy(np.float32) - old["mean"] - old["qualities"][movie]
+        stars = ratings["rating"].to_numpy(np.float32) - old["mean"] - old["item_biases"][movie]
         added = {"user": concerned, "movie": movie, "stars": stars}
         arrays = old | {"users": users} | {name: np.append(old[name], column) for name, column in added.items()}
         arrays |= {name: np.pad(old[name], {0: (0, len(users) - first)}) for name in ("tastes", "habits")}
@@ -268,10 +270,10 @@ class RatingModel:
         """Return ratings, the trees' features, and the indices of users and movies; -1, the last, is unknown."""
         learned, user = self.arrays, self.users.get_indexer(pd.Index(pairs["userId"]))
         movie = self.movies.get_indexer(pd.Index(pairs["movieId"]))
-        taste, quality = products(learned["tastes"], user, learned["vectors"], movie), learned["qualities"][movie]
-        features = np.column_stack([taste, quality, learned["habits"][user], learned["traits"][movie]])
-        # The trees correct what was promised, not what the public gave.
-        ratings = learned["mean"] + taste + quality + self.trees.predict(features) * learned["doubts"][movie]
+        taste, bias = products(learned["tastes"], user, learned["vectors"], movie), learned["item_biases"][movie]
+        features = np.column_stack([taste, bias, learned["habits"][user], learned["traits"][movie]])
+        # The trees correct what was predicted from the catalogue, not what the public gave.
+        ratings = learned["mean"] + taste + bias + self.trees.predict(features) * learned["shrinkage"][movie]
         return ratings.clip(*FIXED.stars), features, user, movie
 
     def _reasons(self, user: Indices, movie: Indices) -> Iterator[Any]:
@@ -323,7 +325,7 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
 
 
 def correct(
-    features: Floats, rating: Floats, plain: Floats, unsure: Floats, folds: Indices, seed: int
+    features: Floats, rating: Floats, plain: Floats, gap_spread: Floats, folds: Indices, seed: int
 ) -> tuple[Arrays, Floats, Any]:
     """Fit trees to the residuals of ratings, and others to the errors that remain.
 
@@ -333,7 +335,7 @@ def correct(
         Without NaN.
     rating, plain : ndarray of shape (rows,)
         True ratings, and those predicted without trees.
-    unsure : ndarray of shape (rows,)
+    gap_spread : ndarray of shape (rows,)
         How far the gaps of each row's movie are expected to leave its quality from the truth, in stars.
     folds : ndarray of shape (rows,)
         The fold of each row's movie.
@@ -344,7 +346,7 @@ def correct(
     -------
     learned : dict of str to ndarray
         The ``trees`` that correct ratings, those that predict the ``spread`` (the absolute error), and as ``scores``
-        the quantiles of the absolute errors divided by the hypotenuse of it and ``unsure`` (nonconformity scores).
+        the quantiles of the absolute errors divided by the hypotenuse of it and ``gap_spread`` (nonconformity scores).
     error : ndarray of shape (rows,)
         Residual of each rating after correction by trees fitted without its fold.
     interval : dict of str to float
@@ -353,7 +355,7 @@ def correct(
     trees, correction = boost(features, rating - plain, folds, seed)
     error = rating - np.clip(plain + correction, *FIXED.stars)
     spread_trees, spread = boost(features, np.abs(error), folds, seed)
-    spread = np.hypot(spread.clip(FIXED.least_spread), unsure)
+    spread = np.hypot(spread.clip(FIXED.least_spread), gap_spread)
     scores = np.abs(error) / spread
     limit = np.quantile(scores[folds > 0], FIXED.level)
     interval = {"coverage": float((scores[folds == 0] <= limit).mean()), "width": float(2 * limit * spread.mean())}
@@ -411,7 +413,7 @@ def fit_model(
     rating = known["rating"].to_numpy(np.float32)
     mean, movie_fold = rating.mean(), np.random.default_rng(seed).permutation(len(movies)) % FIXED.folds
     stars, roots = rating - mean, np.sqrt(trust.to_numpy(np.float32))
-    doubts = FIXED.prior / (counts + FIXED.prior)
+    shrinkage = FIXED.prior / (counts + FIXED.prior)
     personal = pd.DataFrame({"user": user, "movie": movie, "fold": movie_fold[movie], "root": np.float32(1)})
     # The public is one user, who rates each movie once.
     opinions = pd.DataFrame({"user": 0, "movie": range(len(movies)), "fold": movie_fold, "root": roots})
@@ -420,30 +422,30 @@ def fit_model(
     for rounds in FIXED.passes:
         deviations = np.bincount(movie, stars - taste) / counts
         quality = public.fit(vectors, opinions.assign(stars=deviations)).held_out_
-        given = (deviations + (quality - deviations) * doubts).astype(np.float32)
-        personal = personal.assign(stars=stars - given[movie])
+        bias = (deviations + (quality - deviations) * shrinkage).astype(np.float32)
+        personal = personal.assign(stars=stars - bias[movie])
         taste = tastes.fit(vectors.assign(quality=quality), personal, rounds).held_out_
     enter("trees")
     usual = np.square(personal["stars"]).mean()
-    # Not of what is given: the tastes in it were learned from ratings in other folds, and would tell the trees of them.
-    surplus = (np.bincount(movie, stars) / counts - quality) * (1 - doubts)
+    # Not of the bias: the tastes in it were learned from ratings in other folds, and would tell the trees of them.
+    surplus = (np.bincount(movie, stars) / counts - quality) * (1 - shrinkage)
     user_habits, held_habits = habits(personal, surplus, usual)
     learned = {"users": np.array(list(users)), "movies": np.array(list(movies)), "mean": mean, "usual": usual}
     # Stars above what the public gave, which no later catalogue changes.
     learned |= {"user": user.astype(np.int32), "movie": movie.astype(np.int32), "stars": personal["stars"].to_numpy()}
-    learned |= {"projection": tastes.projection_, "quality": public.projection_ @ public.weights_[0]}
+    learned |= {"projection": tastes.projection_, "quality_weights": public.projection_ @ public.weights_[0]}
     # The last user stands for any that is unknown.
     learned |= {"tastes": np.pad(tastes.weights_, {0: (0, 1)}), "habits": np.pad(user_habits, {0: (0, 1)})}
-    learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes]}
     # Quality as if it were linear in the vectors without curves, for what their gaps hide; regularised as these are.
-    learned["sway"] = features[GAPS] @ (filled.T @ (quality - quality.mean()) / len(filled))
-    _, unsure = fill(described.loc[[*movies]], features[GAPS], learned["sway"])
+    learned["gap_weights"] = features[GAPS] @ (filled.T @ (quality - quality.mean()) / len(filled))
+    _, spread = fill(described.loc[[*movies]], features[GAPS], learned["gap_weights"])
+    learned |= features | {"axes": public.projection_[:-1, : FIXED.tree_axes], "gap_spread": spread * shrinkage}
     # Rated movies keep their out-of-fold quality: tastes were learned from it.
-    learned |= describe(learned, vectors, quality, given, doubts) | {"surplus": surplus, "unsure": unsure * doubts}
+    learned |= derive(learned, vectors, quality, bias, shrinkage) | {"surplus": surplus}
     some = np.sort(np.random.default_rng(seed).permutation(len(stars))[: FIXED.tree_rows])
     plain, own = quality[movie] + taste, movie[some]
     rows = np.column_stack([taste[some], quality[own], held_habits[some], learned["traits"][own]])
-    corrections, error, interval = correct(rows, rating[some], mean + plain[some], unsure[own], movie_fold[own], seed)
+    corrections, error, interval = correct(rows, rating[some], mean + plain[some], spread[own], movie_fold[own], seed)
     errors = [stars, stars - user_mean, stars - quality[movie] - shrunk_means(personal)[1], stars - plain, error]
     report = {
         "rows": len(ratings),

@@ -226,7 +226,7 @@ class Taste:
         ----------
         Gelman et al. 2013, Bayesian data analysis, chapter 15 (hierarchical linear models).
         """
-        design = vectors.assign(level=np.float32(1)).to_numpy()
+        design = vectors.assign(constant=np.float32(1)).to_numpy()
         # The first has rated a movie of the last fold, from which `batches` tells how many there are; then at random.
         last = ratings["user"].iloc[ratings["fold"].argmax()]
         counts = np.bincount(ratings["user"])
@@ -236,7 +236,7 @@ class Taste:
             users = drawn[: int(FIXED.scale_ratings / counts.clip(FIXED.few_ratings, most).mean())]
             # Shuffled, as a file may be sorted by movie or by date.
             some = ratings[ratings["user"].isin(users)].sample(frac=1, random_state=self.seed)
-            self._learn_scales(design, [*vectors, "level"], some.groupby("user").head(most))
+            self._learn_scales(design, [*vectors, "constant"], some.groupby("user").head(most))
         scaled = design[:, :-1] * self.scales_[:-1]
         self.strengths_ = pd.Series(self.noise_ * scaled.var(axis=0), vectors.columns).groupby(level=0).sum() ** 0.5
         # Each movie is weighted by its number of ratings.

@@ -293,8 +293,8 @@ def test_rated_movies_owe_the_overview_nothing() -> None:
     parts = pd.DataFrame(model.explain(movies)["why"].tolist(), index=CATALOGUE.index)
     rated = model.movies[: model.arrays["movie"].max() + 1]
     assert ((parts["overview"] == 0) == CATALOGUE.index.isin(rated)).all()
-    given = model.arrays["qualities"][: len(rated)]
-    assert np.corrcoef(parts["quality"][rated], given)[0, 1] > 0.99
+    biases = model.arrays["item_biases"][: len(rated)]
+    assert np.corrcoef(parts["quality"][rated], biases)[0, 1] > 0.99
 
 
 def test_update_by_unknown_movies(model: RatingModel) -> None:
