@@ -194,11 +194,10 @@ def quantize(layer: Any) -> None:
     def multiply(states: Any) -> Any:
         rows, size = integers(states.flatten(0, -2))
         # In place: more fresh memory for products of this size would cost a sixth of the time.
-        product = torch._int_mm(rows, weight.T).float().mul_(size).mul_(scale.T).add_(layer.bias)
-        return product.unflatten(0, states.shape[:-1])
+        return torch._int_mm(rows, weight).float().mul_(size).mul_(scale).add_(layer.bias).view(*states.shape[:-1], -1)
 
     if isinstance(layer, torch.nn.Linear):
-        weight, scale = integers(layer.weight)
+        weight, scale = (part.T for part in integers(layer.weight))
         layer.forward = multiply
 
 
