@@ -224,7 +224,7 @@ def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
 
     They are for what is not linear in a number, and a source of their own: Gaussians less their values at the centre
     (Broomhead and Lowe 1988). Flags made of one list, columns that differ only in numbers, and those of a wide table
-    have one name. The kind of a number without curves is ``numbers``, by which it is kept from the trees.
+    have one name. The kind of a number without curves is ``linear``, by which it is kept from the trees.
     """
     numbers = vectors.filter(regex="^number/").columns.to_series()
     tables = numbers.replace(FIXED.table, regex=True)
@@ -233,7 +233,7 @@ def with_curves(vectors: pd.DataFrame) -> pd.DataFrame:
     centres, width = np.linspace(*FIXED.bumps, retstep=True)
     bumps = np.exp(-np.square((vectors[few].to_numpy()[..., None] - centres) / width) / 2)
     curves = bumps - np.exp(-np.square(centres / width) / 2)
-    rest = tables.where(in_wide, numbers).drop(few).replace("^number/", "numbers/", regex=True)
+    rest = tables.where(in_wide, numbers).drop(few).replace("^number/", "linear/", regex=True)
     names = [rest.get(key, key) for key in vectors] + [f"curve/{key}" for key in few for _ in centres]
     families = pd.Series(names).replace(FIXED.families, regex=True)
     return pd.DataFrame(np.hstack([vectors, *curves.swapaxes(0, 1)]), vectors.index, families, np.float32)

@@ -238,10 +238,10 @@ def test_many_numbers(table: str) -> None:
     cells = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 73)).astype(str), columns=[*wide, *own])
     for numbers in (cells, cells[[*own, *wide]], cells[wide]):
         features, (_, sources) = fit(numbers.assign(overview=None), embeddings)
-        found = {kind: {*sources[np.char.startswith(sources.astype(str), f"{kind}/")]} for kind in ("curve", "numbers")}
+        found = {kind: {*sources[np.char.startswith(sources.astype(str), f"{kind}/")]} for kind in ("curve", "linear")}
         single = [name for name in numbers if name in own]
         assert found["curve"] == {f"curve/number/{name}" for name in single[:32]}
-        assert found["numbers"] == {f"numbers/{name}" for name in single[32:]} | {"numbers/" + table.strip("_") + "*"}
+        assert found["linear"] == {f"linear/{name}" for name in single[32:]} | {"linear/" + table.strip("_") + "*"}
         np.testing.assert_array_equal(describe(features, numbers.iloc[:, ::-1], embeddings)[1], sources)
     _, (_, sources) = fit(cells[wide[1:]].assign(overview=None), embeddings)
     assert {*sources} == {f"number/{table}#", f"curve/number/{table}#"}
