@@ -82,7 +82,7 @@ def evidence(rows: Floats, target: Floats) -> tuple[Floats, Floats, Floats]:
     return np.square(rows.T @ left), (inverse @ rows * rows).sum(axis=0), np.square(left).sum()
 
 
-def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Floats, Floats, Floats]:
+def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats, scatter: bool = False) -> tuple[Floats, ...]:
     """Fit each user's weights on all ratings and on all but each fold, from sums that these fits share.
 
     Parameters
@@ -94,6 +94,8 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
     prior : ndarray of shape (folds + 1 or 1, dimensions, dimensions) or (dimensions, dimensions)
         Covariance of the weights in units of the noise variance: for each fold left out and, last, for none, or one for
         all.
+    scatter : bool
+        Whether the scatter is wanted, which takes twice as long as all else.
 
     Returns
     -------
@@ -103,7 +105,7 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
         Prediction of each rating from its user's ratings in other folds.
     scatter : ndarray of shape (folds + 1, dimensions, dimensions)
         Expected outer products of weights, summed over users, for each fold left out and, last, for none; if stars are
-        in units of the noise's standard deviation.
+        in units of the noise's standard deviation. 0 if it is not wanted.
     """
     users, movies, stars, roots = (ratings[name].to_numpy() for name in ("user", "movie", "stars", "root"))
     weights = np.zeros((users.max(initial=-1) + 1, vectors.shape[1]), np.float32)
@@ -111,21 +113,16 @@ def fit_users(vectors: Floats, ratings: pd.DataFrame, prior: Floats) -> tuple[Fl
 
     def fit_batch(batch: Indices, places: Indices, there: np.typing.NDArray[np.bool_]) -> Any:
         rows, trust = vectors[movies[places]], (there * roots[places])[..., None]
-        trusted, (folds, most) = rows * trust, there.shape[1:]
+        trusted, folds = rows * trust, there.shape[1]
         # The folds that each fit keeps: all but one, and last all.
         kept = 1 - np.eye(folds + 1, folds, dtype=np.float32)
-        if folds * most < vectors.shape[1]:
-            # Fewer ratings than dimensions: solve in their space (Woodbury's identity).
-            some = trusted.reshape(len(batch), 1, folds * most, -1) * kept.repeat(most, axis=1)[..., None]
-            image = some @ prior
-            inner = np.linalg.inv(image @ some.mT + np.eye(folds * most, dtype=np.float32))
-            covariance = prior - image.mT @ inner @ image
-        else:
-            covariance = np.linalg.inv(np.einsum("ef,uf...->ue...", kept, trusted.mT @ trusted) + precision)
-        weight = covariance @ np.einsum("ef,uf...->ue...", kept, trusted.mT @ (stars[places][..., None] * trust))
+        systems = np.einsum("ef,uf...->ue...", kept, trusted.mT @ trusted) + precision
+        moments = np.einsum("ef,uf...->ue...", kept, trusted.mT @ (stars[places][..., None] * trust))
+        weight = np.linalg.solve(systems, moments)
         held_out[places[there]] = (rows @ weight[:, :-1])[there][:, 0]
         weights[batch] = weight[:, -1, :, 0]
-        return covariance.sum(axis=0) + weight[..., 0].transpose(1, 2, 0) @ weight[..., 0].swapaxes(0, 1)
+        outer = weight[..., 0].transpose(1, 2, 0) @ weight[..., 0].swapaxes(0, 1)
+        return np.linalg.inv(systems).sum(axis=0) + outer if scatter else 0
 
     return weights, held_out, sum(side_by_side(fit_batch, *zip(*batches(ratings, vectors.shape[1]))))
 
@@ -248,7 +245,7 @@ class Taste:
         projected, prior = design @ projection, np.eye(len(projection.T))[None]
         some = ratings.assign(stars=ratings["stars"] / self.noise_**0.5)[ratings["user"].isin(drawn[: FIXED.coupled])]
         for _ in range(rounds):
-            _, _, total = fit_users(projected, some, prior)
+            _, _, total = fit_users(projected, some, prior, scatter=True)
             prior = (FIXED.pseudo_users * np.eye(len(prior.T)) + total) / (FIXED.pseudo_users + some["user"].nunique())
         weights, self.held_out_, _ = fit_users(projected, ratings, prior)
         # Work the covariance into the axes, on which the prior is then standard normal again.

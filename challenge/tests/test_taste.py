@@ -82,7 +82,7 @@ def test_fit_users_holds_out(size: int) -> None:
     vectors = RANDOM.normal(size=(30, size)).astype(np.float32)
     ratings, roots = some_ratings(5, 30, 80), RANDOM.normal(size=(4, size, size)).astype(np.float32)
     prior = roots @ roots.transpose(0, 2, 1) / size + np.eye(size, dtype=np.float32)
-    weights, held_out, scatter = fit_users(vectors, ratings.astype({"root": np.float32}), prior)
+    weights, held_out, scatter = fit_users(vectors, ratings.astype({"root": np.float32}), prior, scatter=True)
     assert weights.dtype == held_out.dtype == scatter.dtype == np.float32
     expected = np.zeros((5, 4, size))
     for fold in range(4):
@@ -117,7 +117,7 @@ def test_users_without_ratings() -> None:
     """Users without ratings add nothing to sums and have the prior's mean as weights."""
     ratings = some_ratings(5, 30, 80)
     vectors, unit = RANDOM.normal(size=(30, 4)).astype(np.float32), np.eye(4, dtype=np.float32)
-    few, many = (fit_users(vectors, ratings.assign(user=factor * ratings["user"]), unit) for factor in (1, 10))
+    few, many = (fit_users(vectors, ratings.assign(user=factor * ratings["user"]), unit, True) for factor in (1, 10))
     np.testing.assert_allclose(many[0][::10], few[0], atol=1e-6)
     np.testing.assert_allclose(many[2], few[2], rtol=1e-5, atol=1e-5)
     assert not np.delete(many[0], np.arange(0, 41, 10), axis=0).any()
