@@ -1,5 +1,6 @@
 """HTTP: routes, status codes, limits and problem details (RFC 9457)."""
 
+import re
 from asyncio import Semaphore, to_thread
 from collections.abc import Awaitable, Callable
 from logging.config import dictConfig
@@ -11,9 +12,11 @@ from fastapi import APIRouter, Body, Depends, File, Header, HTTPException, Path,
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import HTTPBearer
+from fastapi.utils import deep_dict_update
 from fastapi_offline import FastAPIOffline
 from prometheus_client import Counter, Gauge
 from prometheus_fastapi_instrumentator import Instrumentator
+from pydantic import AfterValidator
 
 from challenge.settings import FIXED, VERSION, ChallengeError, Settings
 from challenge.store import NotTrainedError, TrainingBusyError
@@ -25,6 +28,8 @@ PREDICTED = Counter("challenge_predicted_rows", "Rows whose rating was predicted
 
 Level = Annotated[float, Query(gt=0, lt=1, description="share of the true ratings that the intervals should hold")]
 Upload = Annotated[UploadFile, File(description="a CSV file")]
+# As in tables.
+Id = Annotated[str, AfterValidator(lambda text: re.sub(FIXED.id_form, r"\1\2", text))]
 Count = Annotated[int, Query(ge=1, le=1000, description="number of movies")]
 
 settings = Settings()
@@ -39,12 +44,12 @@ def on_error(request: Request, error: Exception) -> JSONResponse:
     # FastAPI blames the caller for whatever keeps it from reading a body, even a full disk.
     error = error.__cause__ if hasattr(error, "status_code") and isinstance(error.__cause__, OSError) else error
     status, told = getattr(error, "status_code", 500), getattr(error, "detail", str(error) or repr(error))
+    if isinstance(error, RequestValidationError):
+        told = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     headers, detail = dict(getattr(error, "headers", None) or {}), FIXED.details.get(told, told)
     # An error without a problem type of its own is titled by its status.
     plain = {"type": "about:blank", "title": HTTPException(status).detail, "status": status}
     problem = FIXED.problems.get(type(error).__name__, plain)
-    if isinstance(error, RequestValidationError):
-        detail = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
     if isinstance(error, TrainingBusyError):
         headers["Location"] = f"{request.scope['root_path']}/trainings/{error.number}"
     return JSONResponse(problem | {"detail": detail}, problem["status"], headers, "application/problem+json")
@@ -77,7 +82,7 @@ sets_active = Depends(lambda: ACTIVE.set(service.store.active() or 0))
 Instrumentator().instrument(api).expose(api, include_in_schema=False, dependencies=[sets_active])
 
 
-@router.post("/ratings/train", responses={202: {"description": "Started, as `Prefer: respond-async` requested."}})
+@router.post("/ratings/train")
 def train(request: Request, file: Upload, prefer: Annotated[tuple[str, ...], Header()] = ()) -> Any:
     """Train on a CSV of `userId`, `rating` and `movieId`; return the report, or on request at once where it will be."""
     number, report = service.train(read_pairs(file.file, rated=True))
@@ -116,13 +121,13 @@ def replace_catalogue(file: Upload) -> dict[str, int]:
 
 
 @router.get("/movies/{movie:path}/similar")
-def similar(movie: str, count: Count = 10) -> Any:
+def similar(movie: Id, count: Count = 10) -> Any:
     """List the movies that the same users will like, the most similar first."""
     return service.serving().similar(movie, count).to_dict("records")
 
 
 @router.get("/users/{user:path}/recommendations")
-def recommend(user: str, count: Count = 10, level: Level = FIXED.level) -> Any:
+def recommend(user: Id, count: Count = 10, level: Level = FIXED.level) -> Any:
     """List the movies that a user has not rated and will like best, with intervals and reasons."""
     return service.serving().recommend(user, count, level).to_dict("records")
 
@@ -169,5 +174,7 @@ async def ready() -> dict[str, Any]:
 api.include_router(router)
 # A browser that is sent to the server lands on the page.
 api.add_route("/", lambda request: RedirectResponse("docs"), include_in_schema=False)
+# After the last route, as FastAPI keeps what it derives from them.
+deep_dict_update(api.openapi(), FIXED.answers)
 # Outermost, so that every answer has its request's id, even an unforeseen error's.
 app = CorrelationIdMiddleware(api)

@@ -28,8 +28,8 @@ def tokens(cell: str) -> list[str]:
 def as_numbers(column: "pd.Series[str]") -> Floats:
     """Read numbers, dates as fractional years, and years among words; NaN where a cell is none of them."""
     # Long cells are none of them, and would be slow to parse.
-    texts = column.where(column.str.fullmatch(FIXED.measured)).astype(str)
-    plain = pd.to_numeric(texts, errors="coerce").astype(float)
+    texts = column.where(column.str.fullmatch(FIXED.measured))
+    plain = pd.to_numeric(texts, errors="coerce")
     rest = texts[plain.isna()]
     numbers = plain.fillna(pd.to_numeric(rest.replace(FIXED.number_forms, regex=True), errors="coerce"))
     dates = pd.to_datetime(rest.where(rest.str.contains(FIXED.year)), errors="coerce", format="mixed", utc=True).dt
@@ -43,7 +43,7 @@ def rescale(values: Any, unit: float) -> Any:
 
 
 # A movie's cells as a sparse row of their words' or list items' hashed counts, signed and normalised.
-COUNTER = HashingVectorizer(analyzer=lambda cells: sum(map(tokens, cells), []), n_features=FIXED.buckets)
+COUNTER = HashingVectorizer(analyzer=lambda cells: sum(map(tokens, cells), []))
 
 
 def source_of(column: "pd.Series[str]") -> str:
@@ -61,7 +61,7 @@ def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
     """Read a source, and of numbers which are void, for `project`; a column that is not there counts as empty."""
     kind, _, name = source.partition("/")
     if kind == "number":
-        numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)).fillna(""))
+        numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)))
         # A zero, or -1 if it is the only negative number, may stand for a gap, as in the votes of an upcoming movie.
         lone = len(np.unique(numbers[numbers < 0])) == 1
         void = np.hstack([numbers == 0, (numbers < 0) & lone])

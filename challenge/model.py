@@ -317,7 +317,7 @@ def boost(features: Floats, target: Floats, folds: Indices, seed: int) -> tuple[
     Ke et al. 2017, LightGBM: A highly efficient gradient boosting decision tree.
     """
     settings = FIXED.trees | {"seed": seed, "early_stopping_min_delta": FIXED.least_gain * target.var() / len(target)}
-    data = lgb.Dataset(features, target, params=settings, free_raw_data=False)
+    data = lgb.Dataset(features, target)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
     trial = lgb.cv(settings | FIXED.tree_search, data, folds=splits, return_cvbooster=True)["cvbooster"]
     parts = [pd.Series(booster.predict(features[rows]), rows) for booster, (_, rows) in zip(trial.boosters, splits)]

@@ -37,6 +37,6 @@ class Settings(
     seed: int = Field(0, ge=0, lt=2**32, description="seed of every random choice but those of teaching")
     keep: int = Field(5, ge=1, description="number of newest models to keep; the active one is always kept")
     api_key: SecretStr = Field(SecretStr(""), description="bearer token that requests must carry, unless it is empty")
-    max_upload: ByteSize = Field(ByteSize(2**30), description="the largest request body")
+    max_upload: ByteSize = Field(ByteSize(2**30), gt=0, description="the largest request body")
     concurrency: int = Field(32, ge=1, le=36, description="requests that a worker serves at a time")
     log: Literal["text", "json"] = Field("text", description="format of the log")

@@ -49,9 +49,8 @@ def read_csv(source: IO[bytes] | Path, columns: list[str]) -> pd.DataFrame:
     for column in columns:
         if (found := (names == column).sum()) != 1:
             raise TableError(f"line 1: expected one column '{column}', found {found} in {[*names]}"[:300])
-        # Programs write the ids of a column with gaps as floats.
         places, texts = pd.factorize(table[column].fillna(""))
-        table[column] = pd.Categorical(texts.str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)).take(places)
+        table[column] = pd.Categorical(texts.str.replace(FIXED.id_form, r"\1\2", regex=True)).take(places)
         # A stray quote swallows many lines into one id, and numpy pads all ids to the longest and drops a trailing NUL.
         reject(~table[column].str.fullmatch(FIXED.id), "is empty, has a NUL or more than 255 characters")
     if table.empty:

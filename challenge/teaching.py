@@ -312,7 +312,7 @@ def read_labels(task: Task, movies: pd.DataFrame, spans: list[Any]) -> list[Tens
         cells = pd.DataFrame(rescale(as_numbers(cells.iloc[:, 0]), 1))
     there = (cells.notna() & (cells != "")).any(axis=1).to_numpy()
     if there.sum() < task.least:
-        raise ValueError(f"{there.sum()} movies say something of it, fewer than {task.least}")
+        raise ValueError(f"{there.sum()} movies have something in {task.columns}, fewer than {task.least}")
     if task.kind == "regression":
         read = StandardScaler().fit_transform(cells)[:, None]
     elif task.kind == "tokens":

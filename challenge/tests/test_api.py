@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import jsonschema
 import pandas as pd
 import pytest
 
@@ -138,6 +139,40 @@ def test_description(server: Server) -> None:
     assert "202" in described["paths"]["/ratings/train"]["post"]["responses"]
 
 
+def test_answers_are_as_described(server: Server, report: dict[str, Answer]) -> None:
+    """Real answers, also of errors, match their schemas in the OpenAPI document, which leave no key out."""
+    described = server.get("/openapi.json").json
+    number = server.get("/models").json["active"]
+    answers = {
+        ("post", "/ratings/train"): report["answer"],
+        ("get", "/trainings/{number}"): server.get(f"/trainings/{number}"),
+        ("get", "/models"): server.get("/models"),
+        ("put", "/models/active"): server.get("/models/active", "-X", "PUT", "--json", json.dumps({"model": number})),
+        ("put", "/movies"): server.get("/movies", "-X", "PUT", *form(DEMO / "df_movies.csv")),
+        ("get", "/movies/{movie}/similar"): server.get("/movies/890/similar?count=2"),
+        ("get", "/users/{user}/recommendations"): server.get("/users/240/recommendations?count=2"),
+        ("post", "/ratings"): server.post("", "userId,movieId,rating\nnobody,nothing,3\n").answer(),
+        ("post", "/ratings/predict"): server.post("predict?detail=true", TEST).answer(),
+        ("get", "/health/live"): server.get("/health/live"),
+        ("get", "/health/ready"): server.get("/health/ready"),
+    }
+    assert answers.keys() == {(verb, path) for path, verbs in described["paths"].items() for verb in verbs}
+    answers |= {("post", "/ratings/predict "): server.predict(TEST), ("get", "/models "): server.get("/users/240")}
+    parts = {"components": described["components"]}
+    for (verb, path), answer in answers.items():
+        responses = described["paths"][path.strip()][verb]["responses"]
+        told = responses.get(str(answer.status), responses["4XX"])
+        jsonschema.validate(answer.json, told["content"][answer.kind]["schema"] | parts)
+        assert {name.lower() for name in told.get("headers", {})} <= answer.headers.keys()
+    keys = {name: schema["properties"].keys() for name, schema in parts["components"]["schemas"].items()}
+    assert report["answer"].json.keys() == keys["Report"] - {"teaching"}
+    assert answers["get", "/trainings/{number}"].json.keys() == keys["Training"]
+    explained = answers["post", "/ratings/predict"].json["0"]
+    assert explained.keys() == keys["Explained"]
+    whys = parts["components"]["schemas"]["Explained"]["properties"]["why"]["properties"]
+    assert explained["why"].keys() == whys.keys()
+
+
 @pytest.mark.parametrize(("what", "rated", "table", "parts"), BAD, ids=BAD_IDS)
 def test_bad_tables(server: Server, what: str, rated: bool, table: bytes, parts: list[str]) -> None:
     """An unusable table is refused; the error says what is wrong, with line and column where it can."""
@@ -153,7 +188,8 @@ def test_bad_tables(server: Server, what: str, rated: bool, table: bytes, parts:
 )
 def test_bad_forms(server: Server, verb: str, options: list[str]) -> None:
     """A wrong or missing form field is refused by name."""
-    assert server.request(f"/ratings/{verb}", *options, data=b"userId").answer().refused(422).startswith("body file: ")
+    detail = server.request(f"/ratings/{verb}", *options, data=b"userId").answer().refused(422)
+    assert detail.startswith("body file: ") and "curl -F" in detail
 
 
 @pytest.mark.parametrize("form", GOOD)
@@ -385,6 +421,9 @@ def test_lists(server: Server) -> None:
     best = server.get("/users/1/recommendations?count=3&level=0.5").json
     assert [set(row) for row in best] == [{"movieId", "rating", "low", "high", "why"}] * 3
     assert best == sorted(best, key=lambda row: -row["rating"])
+    # Ids as programs write them.
+    assert server.get("/movies/890.0/similar?count=4").json == similar
+    assert server.get("/users/%201.0/recommendations?count=3&level=0.5").json == best
     stranger = server.get("/users/some%2Fone%20new/recommendations").json
     assert len(stranger) == 10 and stranger[0]["why"]["because"] == {}
     assert "'none'" in server.get("/movies/none/similar").refused(404)
@@ -411,8 +450,7 @@ def test_catalogue_is_replaced(server: Server, expected: str, tmp_path: Path) ->
 
 def test_problem_types(server: Server) -> None:
     """Different problems have different types, all in the OpenAPI document; answers have the request's id."""
-    problem = server.get("/openapi.json").json["paths"]["/models"]["get"]["responses"]["4XX"]
-    types = problem["content"]["application/problem+json"]["schema"]["properties"]["type"]["enum"]
+    types = server.get("/openapi.json").json["components"]["schemas"]["Problem"]["properties"]["type"]["enum"]
     answers = [server.get("/nowhere"), server.predict(b""), server.get("/trainings/x"), server.get("/trainings/99999")]
     assert len({answer.json["type"] for answer in answers}) == 4
     assert {answer.json["type"] for answer in answers} < set(types)
@@ -590,7 +628,7 @@ def test_real_ratings(real: Server, real_training: Upload) -> None:
 
 
 def test_errors_of_the_operator(start: Start, tmp_path: Path) -> None:
-    """An unusable plan is a problem of its own type; even an unforeseen error has its request's id."""
+    """An unusable plan or folder is a problem of its own type, which names the setting and has its request's id."""
     (tmp_path / "plan.yaml").write_text("tasks: 3")
     planned = start(DEMO / "df_movies.csv", CHALLENGE_ENCODER=str(ENCODER), CHALLENGE_TEACH=str(tmp_path / "plan.yaml"))
     answer = planned.train(TRAIN)
@@ -599,3 +637,4 @@ def test_errors_of_the_operator(start: Start, tmp_path: Path) -> None:
     own = "0123456789abcdef" * 2
     answer = without_folder.get("/models", "-H", f"X-Request-ID: {own}")
     assert "plan.yaml" in answer.refused(500) and answer.headers["x-request-id"] == own
+    assert "CHALLENGE_MODELS" in answer.json["title"] and answer.json["type"] == "/problems/storage"

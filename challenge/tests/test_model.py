@@ -201,6 +201,18 @@ def test_gaps_widen_intervals() -> None:
     assert widths[1] > 1.5 * widths[0] and widths[2] == pytest.approx(widths[1], rel=0.01)
 
 
+def test_intervals_of_steady_users() -> None:
+    """Users who always give the same number of stars, beside others who give any, are covered as well."""
+    draw = np.random.default_rng(0)
+    user, movie = np.repeat(np.arange(200), 40), np.concatenate([draw.permutation(100)[:40] for _ in range(200)])
+    ratings = np.where(user < 120, 3.0, draw.integers(1, 6, len(user)))
+    scores = draw.normal(50, 9, 120).round(2).astype(str)
+    model = fit_world(user, movie, ratings, {"score": scores}, np.full((120, 1), np.nan))
+    names = [str(one) for one in range(120)]
+    told = model.explain(pd.DataFrame({"userId": np.repeat(names, 20), "movieId": np.tile(names[100:], 120)}))
+    assert ((told["low"] <= 3) & (told["high"] >= 3)).mean() > 0.95
+
+
 def test_update_of_what_is_known(model: RatingModel) -> None:
     """Adding a user's known ratings again changes nothing."""
     again = model.update(RATINGS[RATINGS["userId"] == "1"])

@@ -3,6 +3,7 @@
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -47,6 +48,7 @@ def test_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("KEEP", "0"),
         ("MAX_UPLOAD", "much"),
+        ("MAX_UPLOAD", "0"),
         ("CONCURRENCY", "0"),
         ("CONCURRENCY", "37"),
         ("LOG", "xml"),
@@ -75,4 +77,8 @@ def test_every_error_has_its_kind() -> None:
     import_module("challenge.teaching")
     described = yaml.safe_load((PACKAGE / "openapi.yaml").read_text("utf-8"))
     known = {error.__name__ for error in ChallengeError.__subclasses__()}
-    assert known == set(described["problems"]) - {"RequestValidationError"}
+    problems = pd.DataFrame(described["problems"]).T
+    others = problems.index[problems["type"] == "/problems/storage"]
+    assert known == set(problems.index) - {"RequestValidationError", *others}
+    types = described["answers"]["components"]["schemas"]["Problem"]["properties"]["type"]["enum"]
+    assert set(types) == {"about:blank", *problems["type"]}
