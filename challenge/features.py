@@ -62,9 +62,8 @@ def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
     kind, _, name = source.partition("/")
     if kind == "number":
         numbers = as_numbers(catalogue.get(name, pd.Series("", catalogue.index)))
-        # A zero, or -1 if it is the only negative number, may stand for a gap, as in the votes of an upcoming movie.
-        lone = len(np.unique(numbers[numbers < 0])) == 1
-        void = np.hstack([numbers == 0, (numbers < 0) & lone])
+        # They may stand for gaps, as 0 does in the votes of an upcoming movie.
+        void = numbers == FIXED.placeholders
         return {source: np.where(void.any(axis=1, keepdims=True), np.nan, numbers), f"void/{name}": 1.0 * void}
     names = [re.sub(FIXED.numeral, "#", column) if kind == "words" else column for column in catalogue.columns]
     return {source: COUNTER.transform(catalogue.loc[:, np.array(names) == name].fillna("").to_numpy())}
@@ -73,15 +72,15 @@ def read(source: str, catalogue: pd.DataFrame) -> dict[str, Any]:
 def fit_sources(catalogue: pd.DataFrame, embeddings: Floats, weights: Floats, seed: int) -> tuple[Arrays, pd.DataFrame]:
     """Make movie vectors, with gaps, from whatever columns a catalogue has.
 
-    A column of numbers or dates is one dimension, on the scale of `rescale`. A zero counts as a missing number, and so
-    does a negative one if the column has no other of a different size; in case they do mean something, which movies
-    have them is one more source. A flag, a column of two values at most, tells which one a movie has. Any other column,
-    or several whose names differ only in numbers, becomes tf-idf weights of those of its words or list items that more
-    than one movie has, reduced to topics by a singular value decomposition (latent semantic analysis, Deerwester et al.
-    1990); the overviews' embeddings are reduced likewise. Each source is centred on the weighted mean and scaled to a
-    weighted variance of 1 in all. A number or date that is missing, or too far from the centre to be one, is a gap.
-    `fill` fills gaps as if vectors were normally distributed; their covariance is learned in turn with the gaps (Buck
-    1960, A method of estimation of missing values).
+    A column of numbers or dates is one dimension, on the scale of `rescale`. Zeros and other placeholders count as
+    missing numbers; in case they do mean something, which movies have them is one more source. A flag, a column of two
+    values at most, tells which one a movie has. Any other column, or several whose names differ only in numbers,
+    becomes tf-idf weights of those of its words or list items that more than one movie has, reduced to topics by a
+    singular value decomposition (latent semantic analysis, Deerwester et al. 1990); the overviews' embeddings are
+    reduced likewise. Each source is centred on the weighted mean and scaled to a weighted variance of 1 in all. A
+    number or date that is missing, or too far from the centre to be one, is a gap. `fill` fills gaps as if vectors were
+    normally distributed; their covariance is learned in turn with the gaps (Buck 1960, A method of estimation of
+    missing values).
 
     Parameters
     ----------

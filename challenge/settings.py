@@ -9,7 +9,7 @@ import yaml
 from pydantic import ByteSize, Field, FilePath, SecretStr
 from pydantic_settings import BaseSettings
 
-VERSION = "1.16.0"
+VERSION = "1.17.0"
 PACKAGE = Path(__file__).parent
 # What is data, not code: the model's constants, the API's description, the format of the logs.
 DATA = [yaml.safe_load((PACKAGE / f"{name}.yaml").read_text("utf-8")) for name in ("parameters", "openapi", "logging")]

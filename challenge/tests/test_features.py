@@ -151,9 +151,9 @@ def test_gaps_of_few_movies() -> None:
     assert np.abs(vectors[:10, sources == "number/x#"][:, 7]).max() < 0.7
 
 
-@pytest.mark.parametrize("placeholders", [("0", "0.0", "$0", "0 votes"), ("-1", "-1.0")])
+@pytest.mark.parametrize("placeholders", [("0", "0.0", "$0", "0 votes"), ("-1", "-1.0"), ("-999",)])
 def test_void_numbers_are_gaps(placeholders: tuple[str, ...]) -> None:
-    """A zero or a lone negative number is a gap, which where the fit has some shows in a dimension of its own."""
+    """A zero or another placeholder is a gap, which where the fit has some shows in a dimension of its own."""
     size, votes = np.random.default_rng(0).normal(size=(2, 300))
     without = np.full((300, 2), np.nan, np.float32)
     amounts = pd.DataFrame({"size": np.exp(size), "votes": np.exp(size + 0.1 * votes), "overview": None}).astype(str)
@@ -170,11 +170,13 @@ def test_void_numbers_are_gaps(placeholders: tuple[str, ...]) -> None:
 
 
 def test_negative_numbers() -> None:
-    """Negative numbers of different sizes are numbers; none is lost if a column has zeros and -1 as well."""
+    """Negative numbers are numbers, whatever others there are; none is lost if a column has zeros and -1 as well."""
     without = np.full((90, 2), np.nan, np.float32)
     numbers = pd.DataFrame({"profit": np.linspace(-5, 3, 90), "mood": np.arange(90) % 3 - 1, "overview": None})
-    _, (vectors, sources) = fit(numbers.astype(str), without)
+    features, (vectors, sources) = fit(numbers.astype(str), without)
     assert abs(np.corrcoef(vectors[:, sources == "number/profit"][:, 0], numbers["profit"])[0, 1]) > 0.95
+    alone, _ = describe(features, numbers[:1].astype(str), without[:1])
+    np.testing.assert_allclose(alone, vectors[:1], rtol=1e-5, atol=1e-6)
     moods = vectors[:, np.char.endswith(sources.astype(str), "mood")]
     assert "void/profit" not in sources and len(np.unique(moods, axis=0)) == 3
 
@@ -218,7 +220,7 @@ def test_weights() -> None:
 
 def test_curves() -> None:
     """Radial basis functions fit what a straight line cannot: how far a number is from the middle."""
-    numbers = np.linspace(-1, 1, 101)
+    numbers = np.linspace(-0.9, 0.9, 101)
     catalogue = pd.DataFrame({"x": numbers.astype(str), "overview": None}, dtype=object)
     _, (vectors, sources) = fit(catalogue, np.full((101, 2), np.nan, np.float32))
     target = np.abs(numbers) - np.abs(numbers).mean()
