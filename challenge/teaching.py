@@ -271,7 +271,7 @@ def with_liked(catalogue: pd.DataFrame, ratings: pd.DataFrame) -> pd.DataFrame:
         ``liked`` is ``True`` where a movie's ratings are on average above their users' means, else ``False``, and empty
         where there is no rating. Shrinking that average towards 0 would not change its sign.
     """
-    away = ratings["rating"] - ratings.groupby("userId", observed=True)["rating"].transform("mean")
+    away = ratings["rating"] - ratings.groupby("userId")["rating"].transform("mean")
     return catalogue.assign(liked=(away.groupby(ratings["movieId"].astype(str)).mean() > 0).astype(str))
 
 

@@ -230,6 +230,14 @@ def test_columns_that_are_not_read(movies: pd.DataFrame) -> None:
         assert [label.flatten()[0].item() == NONE for label in labels] == [True, False] * 100
 
 
+def test_tokens_of_several_columns(movies: pd.DataFrame) -> None:
+    """Tokens are looked for in all columns of their task, whichever of them a movie has."""
+    cells = movies.assign(overview="Rome", keywords="", cast=["Rome", ""] * 100)
+    task = Task(name="entities", kind="tokens", columns=["keywords", "cast"])
+    labels = read_labels(task, cells, [[(0, 0), (0, 4)]] * len(cells))
+    assert [label.flatten().tolist() for label in labels] == [[NONE, 1], [NONE, NONE]] * 100
+
+
 def test_an_item_that_is_there_twice(movies: pd.DataFrame) -> None:
     """An item that a cell lists twice counts once."""
     labels = read_labels(TASKS[0], movies.assign(genres='["Drama", "Drama"]'), [[]] * len(movies))
