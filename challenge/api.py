@@ -173,7 +173,7 @@ async def ready() -> dict[str, Any]:
 
 api.include_router(router)
 # A browser that is sent to the server lands on the page.
-api.add_route("/", lambda request: RedirectResponse("docs"), include_in_schema=False)
+api.add_route("/", lambda request: RedirectResponse("docs"))
 # After the last route, as FastAPI keeps what it derives from them.
 deep_dict_update(api.openapi(), FIXED.answers)
 # Outermost, so that every answer has its request's id, even an unforeseen error's.
